@@ -1,0 +1,33 @@
+# What CI runs is what a person runs: demo, test, lint, bench. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench build clean
+
+demo: $(READY)
+	$(BIN)/bordnetz demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m bench
+
+build: $(READY)
+
+# The kernels are built again when one of their sources changes.
+$(READY): pyproject.toml setup.py $(wildcard cy_core/*.pyx cy_core/*.pxd cy_core/*.h)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "python3 with venv is needed: apt-get install python3-venv python3-dev gcc" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info cy_core/*.c cy_core/*.so

@@ -1,0 +1,230 @@
+"""The `bordnetz` command. Each subcommand loads what it needs when it runs; nothing here runs in a vehicle.
+
+Exit status: 0 done, 1 a finding (something is wrong with what was looked at), 2 bad use. Errors are one line that
+names the place, the problem and the way out.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge.errors import EdgeError, InputError
+
+FINDING, BAD_USE = 1, 2
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Commands(click.Group):
+    """Turns our errors into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeError as error:
+            fail(str(error), BAD_USE)
+        except BrokenPipeError:
+            # The reader of our output has gone (`| head`): that is no error of ours.
+            sys.stderr.close()
+            sys.exit(0)
+
+
+def fail(line: str, status: int) -> None:
+    click.echo(f"bordnetz: {line}", err=True)
+    sys.exit(status)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bordnetz")
+def main() -> None:
+    """An edge module runtime for in-vehicle gateways: CAN signals, from the bus to a table in the cloud."""
+
+
+@main.command()
+@click.argument("log", type=FILE, required=False)
+@click.option("--manifest", type=FILE, help="Decoder manifest for LOG (see `bordnetz compile`).")
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=60, show_default=True, help="Of the drive.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the drive.")
+@click.option("-o", "--out", type=PATH, default=Path("out/demo"), show_default=True, help="Folder for the results.")
+@click.option("--template", type=FILE, default=None, help="Deployment template instead of the project's own.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+def demo(
+    log: Path | None, manifest: Path | None, seconds: float, seed: int, out: Path, template: Path | None, as_json: bool
+) -> None:
+    """The whole line, offline: vehicle, modules, IoT Edge, IoT Hub, table.
+
+    Without LOG on a drive of the simulated vehicle.
+    """
+    if (log is None) != (manifest is None):
+        raise click.UsageError("LOG and --manifest go together: a manifest says what the frames of LOG mean")
+    from simulator import demo as line
+
+    summary = line.run(log, manifest, seconds=seconds, seed=seed, out=out, template=template, say=_say(as_json))
+    click.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    if not summary.ok:
+        sys.exit(FINDING)
+
+
+@main.command()
+@click.option("-o", "--out", type=FILE, required=True, help="candump log to write; .gz compresses it.")
+@click.option("--seconds", type=click.FloatRange(0.1, 24 * 3600), default=60, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+def drive(out: Path, seconds: float, seed: int) -> None:
+    """A recording of the simulated vehicle."""
+    from simulator.vehicle.drive import write_log
+
+    with Progress("driving", seconds) as progress:
+        frames = write_log(out, seconds, seed, progress.to)
+    click.echo(f"{out}: {frames:,} frames in {seconds:g} s")
+
+
+@main.command()
+@click.argument("databases", type=FILE, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True)
+def signals(databases: tuple[Path, ...], as_json: bool) -> None:
+    """What can be collected from these databases (DBC, ARXML, KCD, SYM) or decoder manifests."""
+    rows = [row for path in databases for row in _signal_rows(path)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        labels = ", ".join(f"{raw}={text}" for raw, text in list(row["labels"].items())[:4])
+        more = ", …" if len(row["labels"]) > 4 else ""
+        step = f"{row['factor']:g} {row['unit']}".strip()
+        click.echo(f"{row['name']:{width}}  {row['bits']:2} bit  {step:14} {labels}{more}".rstrip())
+    click.echo(f"{len(rows):,} signals", err=True)
+
+
+@main.command("compile")
+@click.option("--bus", "buses", multiple=True, required=True, metavar="NAME=FILE[,FILE…]", help="Databases of a bus.")
+@click.option("-o", "--out", type=FILE, required=True, help="Decoder manifest to write.")
+@click.option("--strict", is_flag=True, help="Exit with 1, and write nothing, if there was anything to diagnose.")
+def compile_manifest(buses: tuple[str, ...], out: Path, strict: bool) -> None:
+    """Build a decoder manifest from databases: all that vehicle and cloud need."""
+    from edge.database import compile_databases
+
+    manifest, diagnostics = compile_databases(_bus_files(buses))
+    for diagnostic in diagnostics:
+        click.echo(str(diagnostic), err=True)
+    if strict and diagnostics:
+        fail(f"{len(diagnostics)} diagnostics, and --strict: {out} was not written", FINDING)
+    _make_folder(out)
+    manifest.save(out)
+    count = sum(len(message.signals) for message in manifest.messages)
+    click.echo(
+        f"{out}: {count:,} signals in {len(manifest.messages):,} messages on {', '.join(manifest.buses)}; "
+        f"sha256:{manifest.hash[:16]}…; {len(diagnostics)} diagnostics"
+    )
+
+
+@main.command()
+@click.argument("log", type=FILE)
+@click.option("--manifest", type=FILE, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="Table to write: .parquet or .csv.")
+def decode(log: Path, manifest: Path, out: Path) -> None:
+    """A recording to a table of samples: time_us, bus, message, signal, raw, value, label."""
+    from edge import manifest as manifests
+    from fleet.log import decode_log
+
+    _make_folder(out)
+    with Progress("decoding", max(1, log.stat().st_size if log.exists() else 1)) as progress:
+        result = decode_log(log, manifests.load(manifest), out, progress.to)
+    click.echo(str(result))
+    for problem in result.problems:
+        click.echo(f"bordnetz: {problem}", err=True)
+    if result.problems:
+        sys.exit(FINDING)
+
+
+@main.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--manifest", type=FILE, help="Check campaigns and settings against this decoder manifest.")
+@click.option("--json", "as_json", is_flag=True)
+def check(files: tuple[Path, ...], manifest: Path | None, as_json: bool) -> None:
+    """Deployment templates and manifests, campaigns, decoder manifests, databases: what is wrong with them?"""
+    from simulator.check import check_file
+
+    findings = [finding for file in files for finding in check_file(file, manifest)]
+    if as_json:
+        click.echo(json.dumps(findings, indent=2))
+    else:
+        for finding in findings:
+            click.echo(finding)
+        if not findings:
+            click.echo(f"{', '.join(map(str, files))}: nothing to complain about")
+    if findings:
+        sys.exit(FINDING)
+
+
+class Progress:
+    """A bar on a terminal, nothing elsewhere. to(n) says how much of the total is done."""
+
+    def __init__(self, label: str, total: float) -> None:
+        self._bar = click.progressbar(length=1000, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
+        self._total = total
+        self._done = 0
+
+    def __enter__(self) -> "Progress":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def to(self, done: float) -> None:
+        part = min(1000, int(1000 * done / self._total))
+        self._bar.update(part - self._done)
+        self._done = part
+
+
+def _say(quiet: bool) -> Any:
+    return lambda line: click.echo(line, err=True) if not quiet else None
+
+
+def _bus_files(buses: Iterable[str]) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for entry in buses:
+        name, equals, paths = entry.partition("=")
+        if not equals or not name or not paths:
+            raise InputError(f"--bus {entry}", "is not NAME=FILE[,FILE…]", "for example --bus can0=powertrain.dbc")
+        files.setdefault(name, []).extend(Path(path) for path in paths.split(","))
+    return files
+
+
+def _signal_rows(path: Path) -> Iterable[dict[str, Any]]:
+    for name, message, signal in _manifest_of(path).names():
+        yield {
+            "name": name,
+            "id": f"{message.id:X}",
+            "bits": signal.length,
+            "factor": signal.factor,
+            "offset": signal.offset,
+            "unit": signal.unit,
+            "minimum": signal.minimum,
+            "maximum": signal.maximum,
+            "labels": signal.labels,
+            "cycle_ms": message.cycle_ms,
+        }
+
+
+def _manifest_of(path: Path) -> Any:
+    from edge import manifest as manifests
+
+    if path.suffix == ".manifest":
+        return manifests.load(path)
+    from edge.database import load_databases
+
+    return load_databases({"bus": [path]})
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(out.parent, f"cannot be made ({error.strerror})", "choose another place for -o") from error

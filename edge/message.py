@@ -1,0 +1,240 @@
+"""Messages and blocks: between the rest and protobuf, which only this file imports.
+
+    records of one outbox and manifest + evictions ──► pack ──► bytes of one message ──► unpack ──► Envelope
+    Block ──► encode ──► body of a record ──► Block.decode
+
+Bytes from outside are data: whatever does not parse raises BlockCorrupt. docs/formats/message.md
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import Protocol
+
+import msgspec
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from edge import message_pb2
+from edge.errors import BlockCorrupt
+
+UNIT_BYTES = 4096  # what IoT Hub bills by
+MAX_MESSAGE_BYTES = 255 * 1024  # with topic and properties; IoT Hub's own limit is 256 KiB
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A record as it arrives; body is an encoded Block."""
+
+    sequence: int
+    priority: int
+    stream: str
+    body: bytes
+
+
+class Eviction(msgspec.Struct, frozen=True):
+    """count records of a stream, with sequences in first..last, left the outbox unsent; time is UTC."""
+
+    first_sequence: int
+    last_sequence: int
+    count: int
+    stream: str
+    reason: str
+    time_us: int
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """One message. outbox_id has 16 bytes; manifest has 32, or none where there are no records."""
+
+    vehicle_id: str
+    outbox_id: bytes
+    manifest: bytes
+    records: list[Record]
+    evictions: list[Eviction]
+
+
+class Quality(IntEnum):
+    """How far utc_offset_us can be trusted; meanings in message.proto."""
+
+    UNKNOWN = 0
+    RECORDED = 1
+    SYSTEM = 2
+    SYNCHRONISED = 3
+
+
+class Clock(msgspec.Struct, frozen=True):
+    """UTC of a sample = its time in the block + utc_offset_us."""
+
+    boot_id: bytes = b""
+    utc_offset_us: int = 0
+    quality: Quality = Quality.UNKNOWN
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    """The block is made from frames first..end-1 of the source; missing ones before first are in no block."""
+
+    source: str = ""
+    first: int = 0
+    end: int = 0
+    missing: int = 0
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What became of those frames; meanings in message.proto."""
+
+    samples: int = 0
+    unknown_frames: int = 0
+    short_frames: int = 0
+    remote_frames: int = 0
+    error_frames: int = 0
+    unparsed_lines: int = 0
+    overflowed_frames: int = 0
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Samples (data: docs/formats/block.md) with what is needed to place and count them."""
+
+    data: bytes
+    clock: Clock = Clock()
+    coverage: Coverage = Coverage()
+    counters: Counters = Counters()
+
+    def encode(self) -> bytes:
+        """The body of a record. Raises ValueError if a number does not fit its field."""
+        block = message_pb2.Block(
+            data=self.data,
+            clock=message_pb2.Clock(**msgspec.structs.asdict(self.clock)),
+            coverage=message_pb2.Coverage(**msgspec.structs.asdict(self.coverage)),
+            counters=message_pb2.Counters(**msgspec.structs.asdict(self.counters)),
+        )
+        return bytes(block.SerializeToString(deterministic=True))
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Block":
+        """Raises BlockCorrupt. A clock quality of a later version reads as UNKNOWN."""
+        try:
+            block = message_pb2.Block.FromString(body)
+        except DecodeError as error:
+            raise BlockCorrupt(f"not a block: {error}") from error
+        clock, counters = block.clock, block.counters
+        quality = Quality(clock.quality) if 0 <= clock.quality <= max(Quality) else Quality.UNKNOWN
+        return cls(
+            block.data,
+            Clock(clock.boot_id, clock.utc_offset_us, quality),
+            Coverage(block.coverage.source, block.coverage.first, block.coverage.end, block.coverage.missing),
+            Counters(**{name: getattr(counters, name) for name in Counters.__struct_fields__}),
+        )
+
+
+class RecordLike(Protocol):
+    """What pack needs of a record; edge.outbox.Record is one."""
+
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+class EvictionLike(Protocol):
+    """What pack needs of an eviction; edge.outbox.LedgerEntry is one."""
+
+    @property
+    def first_sequence(self) -> int: ...
+    @property
+    def last_sequence(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def time_us(self) -> int: ...
+
+
+def pack(
+    vehicle_id: str,
+    outbox_id: bytes,
+    manifest: bytes,
+    records: Iterable[RecordLike],
+    evictions: Iterable[EvictionLike] = (),
+) -> bytes:
+    """The bytes of one message."""
+    envelope = message_pb2.Envelope(
+        vehicle_id=vehicle_id,
+        outbox_id=outbox_id,
+        manifest=manifest,
+        records=[_record(record) for record in records],
+        evictions=[_eviction(eviction) for eviction in evictions],
+    )
+    return bytes(envelope.SerializeToString(deterministic=True))
+
+
+def unpack(body: bytes) -> Envelope:
+    """Raises BlockCorrupt: not an envelope, or ids of a wrong length."""
+    try:
+        envelope = message_pb2.Envelope.FromString(body)
+    except DecodeError as error:
+        raise BlockCorrupt(f"not a message: {error}") from error
+    if len(envelope.outbox_id) != 16:
+        raise BlockCorrupt(f"not a message: its outbox id has {len(envelope.outbox_id)} bytes, not 16")
+    if len(envelope.manifest) != 32 and (envelope.records or envelope.manifest):
+        raise BlockCorrupt(f"not a message: its manifest hash has {len(envelope.manifest)} bytes, not 32")
+    return Envelope(
+        envelope.vehicle_id,
+        envelope.outbox_id,
+        envelope.manifest,
+        [Record(record.sequence, record.priority, record.stream, record.body) for record in envelope.records],
+        [
+            Eviction(**{name: getattr(eviction, name) for name in Eviction.__struct_fields__})
+            for eviction in envelope.evictions
+        ],
+    )
+
+
+def fit(
+    vehicle_id: str,
+    records: Sequence[RecordLike],
+    evictions: Sequence[EvictionLike],
+    limit_bytes: int,
+) -> tuple[int, int]:
+    """How many of the first evictions and records fit into a message of limit_bytes; evictions go first.
+
+    Exact: the sizes are those of the encoding. (0, 0) if not even the first fits.
+    """
+    size = len(pack(vehicle_id, bytes(16), bytes(32), ()))
+    kept_evictions, size = _take((_eviction(eviction).ByteSize() for eviction in evictions), size, limit_bytes)
+    kept_records, size = _take((_record_bytes(record) for record in records), size, limit_bytes)
+    return kept_records, kept_evictions
+
+
+def _take(sizes: Iterable[int], size: int, limit_bytes: int) -> tuple[int, int]:
+    taken = 0
+    for item in sizes:
+        if size + _field_bytes(item) > limit_bytes:
+            break
+        size += _field_bytes(item)
+        taken += 1
+    return taken, size
+
+
+def _record_bytes(record: RecordLike) -> int:
+    """The encoded size of a record, without copying its body."""
+    head = message_pb2.Record(sequence=record.sequence, priority=record.priority, stream=record.stream)
+    return int(head.ByteSize()) + (_field_bytes(len(record.body)) if record.body else 0)
+
+
+def _field_bytes(length: int) -> int:
+    """A field of this length with its tag and length prefix."""
+    return 1 + max(1, (length.bit_length() + 6) // 7) + length
+
+
+def _record(record: RecordLike) -> message_pb2.Record:
+    return message_pb2.Record(
+        sequence=record.sequence, priority=record.priority, stream=record.stream, body=record.body
+    )
+
+
+def _eviction(eviction: EvictionLike) -> message_pb2.Eviction:
+    return message_pb2.Eviction(**{name: getattr(eviction, name) for name in Eviction.__struct_fields__})

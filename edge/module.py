@@ -1,0 +1,95 @@
+"""What every module's process does: read its environment, take signals, report what changed, and end in order.
+
+Exit: 0 stopped by SIGTERM or SIGINT, 1 to be restarted by the runtime, 2 started wrongly.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from edge import log as edge_log
+from edge.errors import EdgeError, InputError
+from edge.outbox import DEFAULT_QUOTA_BYTES, Outbox
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+
+
+class Reporter(Protocol):
+    def report(self, patch: dict[str, Any]) -> None: ...
+
+
+def from_environment(name: str, what: str) -> str:
+    """A variable that must be set. Raises InputError."""
+    value = os.environ.get(name)
+    if not value:
+        raise InputError(name, "is not set", f"name {what} in the module's env")
+    return value
+
+
+def open_outbox() -> tuple[Path, Outbox]:
+    """The outbox named by BORDNETZ_OUTBOX and BORDNETZ_OUTBOX_BYTES, and its folder."""
+    folder = Path(from_environment("BORDNETZ_OUTBOX", "the outbox directory"))
+    try:
+        quota_bytes = int(os.environ.get("BORDNETZ_OUTBOX_BYTES") or DEFAULT_QUOTA_BYTES)
+    except ValueError as error:
+        raise InputError("BORDNETZ_OUTBOX_BYTES", "is not a number", "give bytes, as in 536870912") from error
+    return folder, Outbox(folder, quota_bytes)
+
+
+async def report_changes(
+    twin: Reporter, status: Callable[[], Awaitable[dict[str, Any]]], interval_s: Callable[[], float]
+) -> None:
+    """Report status() when it has changed, but not more often than the settings say."""
+    loop = asyncio.get_running_loop()
+    reported: dict[str, Any] = {}
+    due = loop.time()
+    while True:
+        now = await status()
+        if now != reported and loop.time() >= due:
+            twin.report(now)
+            reported, due = now, loop.time() + interval_s()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def cancel(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def main(run: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
+    """Run a module until its run(stop) returns, and end the process."""
+    edge_log.setup()
+    code = _main(run)
+    sys.stdout.flush()
+    os._exit(code)  # the SDK's threads may hang, and the interpreter would wait for them
+
+
+def _main(run: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    try:
+        asyncio.run(_until_signalled(run))
+    except InputError as error:
+        log.critical("%s", error)
+        return 2
+    except EdgeError as error:
+        log.critical("%s", error)
+        return 1
+    except Exception:
+        log.critical("unexpected", exc_info=True)
+        return 1
+    log.info("stopped")
+    return 0
+
+
+async def _until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run(stop)

@@ -1,0 +1,69 @@
+"""A recording to a table, without a vehicle in between: `bordnetz decode`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from cy_core.columns import Columns
+from cy_core.frames import Frames
+from edge.decoder import Decoder
+from edge.logs import open_log
+from edge.manifest import DecoderManifest
+from fleet.table import TableMaker, open_writer
+
+FRAMES_AT_ONCE = 65_536
+
+
+class DecodedLog(msgspec.Struct):
+    """What became of the frames. problems: one line each, empty where all of the log was read."""
+
+    out: str
+    frames: int = 0
+    samples: int = 0
+    unknown_frames: int = 0
+    short_frames: int = 0
+    remote_frames: int = 0
+    error_frames: int = 0
+    problems: list[str] = []
+
+    def __str__(self) -> str:
+        told = {
+            "of no message in the manifest": self.unknown_frames,
+            "shorter than their message": self.short_frames,
+            "remote": self.remote_frames,
+            "error": self.error_frames,
+        }
+        rest = "".join(f", {count:,} {what}" for what, count in told.items() if count)
+        return f"{self.out}: {self.samples:,} samples from {self.frames:,} frames{rest}"
+
+
+def decode_log(
+    log: Path, manifest: DecoderManifest, out: Path, progress: Callable[[int], None] = lambda done: None
+) -> DecodedLog:
+    """Write the samples of log to out (.parquet or .csv). progress gets the bytes of log done with, roughly.
+
+    Raises InputError: log cannot be opened, or out cannot be written.
+    """
+    decoder, maker = Decoder(manifest), TableMaker(manifest)
+    reader = open_log(log, manifest.buses)
+    result = DecodedLog(str(out))
+    columns, frames = Columns(decoder.plan), Frames()
+    with open_writer(out, manifest) as writer:
+        more = True
+        while more:
+            more = reader.read(frames, FRAMES_AT_ONCE)
+            decoder.decode_batch(frames, columns)
+            writer.write(maker.table(columns))
+            _count(result, columns)
+            frames.clear()
+            progress(reader.bytes_read)
+    result.problems = [f"{log}: {problem}" for problem in reader.problems()]
+    reader.close()
+    return result
+
+
+def _count(result: DecodedLog, columns: Columns) -> None:
+    result.samples += columns.samples()
+    for name in ("frames", "unknown_frames", "short_frames", "remote_frames", "error_frames"):
+        setattr(result, name, getattr(result, name) + getattr(columns, name))

@@ -1,0 +1,85 @@
+"""The uplink module: sends what the collector stored, and reports how far it is.
+
+Environment: BORDNETZ_OUTBOX (directory shared with the collector), BORDNETZ_OUTBOX_BYTES (quota, optional, the
+same for both modules), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.uplink.UplinkSettings. Direct method:
+getStatus.
+"""
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge import module
+from edge.cloud.iothub import IoTHub
+from edge.outbox import Outbox
+from edge.twin import Twin
+from edge.uplink import Uplink, UplinkSettings
+
+FINISH_SECONDS = 2.0  # for what is in flight when the runtime stops the module; closing takes 2 s more at most
+
+
+class Module:
+    """The parts of one running uplink; all outbox calls run in the one thread of executor."""
+
+    def __init__(self, folder: Path, outbox: Outbox, executor: ThreadPoolExecutor) -> None:
+        self.hub = IoTHub()
+        self._outbox = outbox
+        self._executor = executor
+        self._twin = Twin(UplinkSettings, folder / "settings-uplink.json", on_change=self._apply)
+        self._uplink = Uplink(outbox, self.hub, executor, os.environ["IOTEDGE_DEVICEID"])
+        self._apply(self._twin.settings)
+        self.hub.on_twin = self._twin.update
+        self.hub.on_method = self._answer
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until stop is set, or one of the parts fails."""
+        interval_s = lambda: self._uplink.settings.report_s  # noqa: E731
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        uplink = asyncio.create_task(self._uplink.run(), name="uplink")
+        others = [
+            asyncio.create_task(self.hub.run(), name="hub"),
+            asyncio.create_task(self._twin.run(self.hub), name="twin"),
+            asyncio.create_task(module.report_changes(self._twin, self._status, interval_s), name="report"),
+        ]
+        try:
+            done, _ = await asyncio.wait([stopped, uplink, *others], return_when=asyncio.FIRST_COMPLETED)
+            await module.cancel(uplink)
+            await self._uplink.finish(FINISH_SECONDS)
+        finally:
+            await module.cancel(stopped, *others)
+        for task in done - {stopped}:
+            task.result()
+
+    def _apply(self, settings: UplinkSettings) -> None:
+        self._uplink.settings = settings
+        self.hub.retry_min_s, self.hub.retry_max_s = settings.retry_min_s, settings.retry_max_s
+
+    async def _status(self) -> dict[str, Any]:
+        stats = await asyncio.get_running_loop().run_in_executor(self._executor, self._outbox.stats)
+        return {"outbox": msgspec.to_builtins(stats), "sent": msgspec.to_builtins(self._uplink.sent)}
+
+    async def _answer(self, method: str, payload: Any) -> tuple[int, Any]:
+        """Direct methods."""
+        if method != "getStatus":
+            return 404, {"error": f"there is no method {method}; there is: getStatus"}
+        own = {"inFlight": self._uplink.in_flight, "connected": self.hub.connected}
+        return 200, {
+            **await self._status(),
+            **own,
+            "client": dict(self.hub.counters),
+            "settings": self._twin.state,
+        }
+
+
+async def run(stop: asyncio.Event) -> None:
+    folder, outbox = module.open_outbox()
+    with outbox, ThreadPoolExecutor(1, "outbox") as executor:
+        await Module(folder, outbox, executor).run(stop)
+
+
+if __name__ == "__main__":
+    module.main(run)

@@ -1,0 +1,47 @@
+"""Builds cy_core, and nothing else; pyproject.toml has the rest.
+
+EDGE_DEBUG=1      bounds checks and line tracing for coverage, -O0
+EDGE_SANITIZE=1   -fsanitize=address,undefined
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("EDGE_DEBUG") == "1"
+SANITIZE = os.environ.get("EDGE_SANITIZE") == "1"
+
+# No contraction: a fused multiply-add would round physical values differently on arm64.
+flags = ["-O0" if DEBUG else "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wno-unused-function"]
+links = ["-Wl,-s"]
+macros = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if DEBUG else []
+if SANITIZE:
+    flags += ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    links = ["-fsanitize=address,undefined"]
+
+directives = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "linetrace": DEBUG,
+    "embedsignature": True,
+}
+
+extensions = [
+    Extension(
+        f"cy_core.{path.stem}",
+        [str(path)],
+        depends=[str(header) for header in sorted(Path("cy_core").glob("*.h"))],
+        include_dirs=["cy_core"],
+        extra_compile_args=flags,
+        extra_link_args=links,
+        define_macros=macros,
+    )
+    for path in sorted(Path("cy_core").glob("*.pyx"))
+]
+
+setup(ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=2))

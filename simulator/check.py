@@ -1,0 +1,56 @@
+"""`bordnetz check`: find out what a file is, and what is wrong with it."""
+
+from pathlib import Path
+
+from edge import manifest as manifests
+from edge.errors import InputError
+from simulator import deployment
+
+
+def check_file(path: Path, manifest: Path | None = None) -> list[str]:
+    """Findings, one line each. Raises InputError: it cannot be read, or is nothing that can be checked."""
+    suffix = path.suffix.lower()
+    if suffix == ".manifest":
+        return _findings(path)
+    if suffix == ".json":
+        document = deployment.read_json(path)
+        if "campaigns" in document:
+            return _campaign_findings(path, document["campaigns"], manifest)
+        return deployment.check(path)
+    from edge.database import SUFFIXES, compile_databases
+
+    if suffix in SUFFIXES:
+        try:
+            return [str(diagnostic) for diagnostic in compile_databases({"bus": [path]})[1]]
+        except InputError as error:
+            return [str(error)]
+    raise InputError(path, "is nothing that can be checked", f"known are .json .manifest {' '.join(SUFFIXES)}")
+
+
+def _findings(path: Path) -> list[str]:
+    try:
+        manifests.load(path)
+    except InputError as error:
+        if not path.exists():
+            raise
+        return [str(error)]
+    return []
+
+
+def _campaign_findings(path: Path, campaigns: object, manifest: Path | None) -> list[str]:
+    import msgspec
+
+    from edge.campaign import Campaign, compile_campaigns
+
+    if not isinstance(campaigns, dict):
+        return [f"{path}: campaigns: is not an object of campaigns by name"]
+    findings, valid = [], {}
+    for name, campaign in campaigns.items():
+        try:
+            valid[name] = msgspec.convert(campaign, Campaign)
+        except msgspec.ValidationError as error:
+            findings.append(f"{path}: campaign {name}: {error}")
+    if manifest is not None:
+        refused = compile_campaigns(valid, manifests.load(manifest))[1]
+        findings += [f"{path}: {reason}" for reason in refused.values()]
+    return findings

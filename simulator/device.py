@@ -1,0 +1,278 @@
+"""One IoT Edge device: the modules of an expanded manifest, as processes, with all that IoT Edge gives them.
+
+    manifest ──► identities, twins, workload sockets, environment ──► processes, restarted as edgeAgent restarts them
+                                     Hub (MQTT over TLS on a loopback address of its own)
+
+A module's image is matched to the folder under modules/ whose module.json names it; it runs as `python -m
+modules.<folder>.main`. Bind mounts become folders below <state>/host, and environment values that name a place in
+the container are rewritten to them. Several devices run side by side: each takes its own loopback address.
+"""
+
+import asyncio
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from edge.errors import InputError
+from simulator import certificates
+from simulator.deployment import create_options, module_of_image, modules_content
+from simulator.hub import PORT, Hub
+from simulator.workload import Workload
+
+log = logging.getLogger(__name__)
+
+HUB_NAME = "simulator.azure-devices.net"
+API_VERSION = "2022-08-03"
+BACKOFF_SECONDS, BACKOFF_MOST_SECONDS = 10.0, 300.0
+MOST_RESTARTS = 20
+HEALTHY_SECONDS = 600.0
+STOP_SECONDS = 10.0
+LOG_BYTES = 10 << 20
+LAST_ORDER = (1 << 32) - 1
+PR_SET_PDEATHSIG = 1
+
+
+class Module:
+    """A module of the manifest, and its process. state: stopped, running, backoff or failed."""
+
+    def __init__(self, name: str, manifest: dict[str, Any], folder: str, environment: dict[str, str]) -> None:
+        self.name = name
+        self.folder = folder
+        self.environment = environment
+        self.restart_policy: str = manifest.get("restartPolicy", "always")
+        self.startup_order: int = manifest.get("startupOrder", LAST_ORDER)
+        self.wanted: bool = manifest.get("status", "running") == "running"
+        self.process: asyncio.subprocess.Process | None = None
+        self.state = "stopped"
+        self.restarts = 0
+        self.exit_code: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.process.returncode is None else None
+
+
+class EdgeDevice:
+    """`async with EdgeDevice(manifest, state, modules_root=…) as device: device.start_modules()`.
+
+    address: a loopback address on which port 8883 is free (None: find one). restart_scale shortens edgeAgent's
+    waiting times; 1 is as on a vehicle. Raises InputError: the manifest names what is not there.
+    """
+
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        state: Path,
+        *,
+        modules_root: Path,
+        address: str | None = None,
+        device_id: str = "simulated-vehicle",
+        restart_scale: float = 1.0,
+    ) -> None:
+        self._content = modules_content(manifest, Path("manifest"))
+        self._state = state.absolute()
+        self._root = modules_root.absolute()
+        self._scale = restart_scale
+        self.device_id = device_id
+        self.address = address or free_address()
+        state.mkdir(parents=True, exist_ok=True)
+        definitions = self._content["$edgeAgent"]["properties.desired"].get("modules", {})
+        secret = self._secret()
+        self._keys = {
+            name: hashlib.sha256(secret + name.encode()).digest() for name in [*definitions, "$edgeHub", "$edgeAgent"]
+        }
+        self.hub = Hub(HUB_NAME, device_id, self.address, self._state, self._keys)
+        self.modules = {name: self._module(name, definition) for name, definition in definitions.items()}
+        self._workloads: list[Workload] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def __aenter__(self) -> Self:
+        ca, certificate, key = certificates.make(self._state / "certificates", self.address, ["localhost"])
+        for name in self.modules:
+            workload = Workload(name, self._keys[name], ca.read_text())
+            await workload.start(self._socket(name))
+            self._workloads.append(workload)
+            self.hub.set_desired(name, self._content.get(name, {}).get("properties.desired", {}))
+        await self.hub.start(certificate, key)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    def start_modules(self) -> None:
+        """Start what the manifest wants running, in startupOrder."""
+        for module in sorted(self.modules.values(), key=lambda module: module.startup_order):
+            if module.wanted:
+                task = asyncio.create_task(self._supervise(module), name=module.name)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a module's process; return once it has gone. edgeAgent restarts it."""
+        process = self.modules[name].process
+        if process is not None and process.returncode is None:
+            process.send_signal(number)
+            await process.wait()
+
+    async def stop(self) -> None:
+        """Stop modules (SIGTERM, after a while SIGKILL), hub and workload sockets."""
+        self._stopping = True
+        await asyncio.gather(*(self._stop_module(module) for module in self.modules.values()))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.hub.stop()
+        for workload in self._workloads:
+            await workload.stop()
+        for name in self.modules:
+            self._socket(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._sockets().rmdir()
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What IoT Edge adds to a module's environment."""
+        return {
+            "IOTEDGE_IOTHUBHOSTNAME": HUB_NAME,
+            "IOTEDGE_GATEWAYHOSTNAME": self.address,
+            "IOTEDGE_DEVICEID": self.device_id,
+            "IOTEDGE_MODULEID": name,
+            "IOTEDGE_MODULEGENERATIONID": "1",
+            "IOTEDGE_WORKLOADURI": f"unix://{self._socket(name)}",
+            "IOTEDGE_APIVERSION": API_VERSION,
+            "IOTEDGE_AUTHSCHEME": "sasToken",
+            "RuntimeLogLevel": "Information",
+        }
+
+    def host_path(self, path: str) -> Path:
+        """Where a path of the vehicle's own file system lies here."""
+        return self._state / "host" / path.lstrip("/")
+
+    def _module(self, name: str, definition: dict[str, Any]) -> Module:
+        settings = definition.get("settings", {})
+        folder = module_of_image(self._root, settings.get("image", ""))
+        if folder is None:
+            raise InputError(
+                f"module {name}", f"no modules/*/module.json names the image {settings.get('image')}", "build it here"
+            )
+        binds = create_options(settings).get("HostConfig", {}).get("Binds", [])
+        own = {key: str(entry["value"]) for key, entry in definition.get("env", {}).items()}
+        environment = self._rewritten(own, binds)
+        return Module(name, definition, folder, {**self.environment(name), **environment})
+
+    def _rewritten(self, environment: Mapping[str, str], binds: list[str]) -> dict[str, str]:
+        rewritten = dict(environment)
+        for bind in binds:
+            outside, inside = bind.split(":")[:2]
+            place = self.host_path(outside)
+            place.mkdir(parents=True, exist_ok=True)
+            for name, value in rewritten.items():
+                rewritten[name] = _replace_path(value, inside.rstrip("/"), str(place))
+        return rewritten
+
+    async def _supervise(self, module: Module) -> None:
+        """Run a module's process, and restart it as edgeAgent does: 10 s doubled up to 5 min, 20 times."""
+        while not self._stopping:
+            started = time.monotonic()
+            await self._run(module)
+            if self._stopping or module.restart_policy != "always":
+                break
+            if time.monotonic() - started > HEALTHY_SECONDS * self._scale:
+                module.restarts = 0
+            if module.restarts >= MOST_RESTARTS:
+                module.state = "failed"
+                log.error("module %s failed: restarted %d times", module.name, module.restarts)
+                return
+            delay = min(BACKOFF_SECONDS * 2**module.restarts, BACKOFF_MOST_SECONDS) * self._scale
+            module.state = "backoff"
+            module.restarts += 1
+            await asyncio.sleep(delay)
+        module.state = "stopped"
+
+    async def _run(self, module: Module) -> None:
+        path = self._state / "logs" / f"{module.name}.log"
+        path.parent.mkdir(exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("IOTEDGE_", "BORDNETZ_"))}
+        with path.open("ab") as output:
+            module.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                f"modules.{module.folder}.main",
+                cwd=self._root,
+                env={**inherited, **module.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_die_with_parent,
+            )
+        module.state = "running"
+        module.exit_code = await module.process.wait()
+        log.info("module %s ended with %s", module.name, module.exit_code)
+
+    async def _stop_module(self, module: Module) -> None:
+        if module.process is None or module.process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            module.process.terminate()
+        try:
+            await asyncio.wait_for(module.process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            module.process.kill()
+            await module.process.wait()
+
+    def _sockets(self) -> Path:
+        # A socket's path has 107 bytes at most; the state folder may lie deep.
+        digest = hashlib.sha256(str(self._state).encode()).hexdigest()[:12]
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"bordnetz-{digest}-{os.getpid()}"  # noqa: S108
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def _socket(self, name: str) -> Path:
+        return self._sockets() / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}.sock"
+
+    def _secret(self) -> bytes:
+        """What the module keys are made from: random, once for each state folder."""
+        path = self._state / "identity.json"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(json.dumps({"secret": os.urandom(32).hex()}))
+        return bytes.fromhex(json.loads(path.read_text())["secret"])
+
+
+def free_address() -> str:
+    """A loopback address on which the hub's port can be bound. Raises InputError: there is none."""
+    for _ in range(100):
+        address = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, PORT))
+            except OSError:
+                continue
+            return address
+    raise InputError("simulator", f"port {PORT} cannot be bound on any loopback address", "does the system allow it?")
+
+
+def _replace_path(value: str, inside: str, outside: str) -> str:
+    """Replace the container's path where it stands as a whole path or as its beginning, also behind `kind:`."""
+    head, colon, path = value.partition(":") if ":" in value and not value.startswith("/") else ("", "", value)
+    if path == inside or path.startswith(f"{inside}/"):
+        return f"{head}{colon}{outside}{path[len(inside) :]}"
+    return value
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: end when the simulator does, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,338 @@
+"""The uplink: nothing leaves the outbox before the cloud's acknowledgement, and everything does after it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge.errors import CloudUnreachable, MessageRejected
+from edge.message import Envelope, unpack
+from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
+from edge.uplink import Uplink, UplinkSettings
+
+MANIFEST = bytes(32)
+PROMPT = UplinkSettings(latency_s=0, retry_min_s=0.001, retry_max_s=0.002, message_units=1)
+
+
+class FakeCloud:
+    """Acknowledges when told; answer(envelope) may hold a message back or raise."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[Envelope], Awaitable[None]] = self.take
+        self.attempts: list[Envelope] = []
+        self.ids: list[str] = []
+        self.delivered: list[Envelope] = []
+        self.changed = asyncio.Event()
+        self.in_flight = self.most_in_flight = 0
+        self.connected = asyncio.Event()
+        self.connected.set()
+
+    async def take(self, envelope: Envelope) -> None:
+        return
+
+    async def wait_connected(self) -> None:
+        await self.connected.wait()
+
+    async def send(self, body: bytes, message_id: str, properties: Mapping[str, str], timeout_s: float) -> None:
+        assert properties == {"$.ct": "application/x-protobuf"}
+        envelope = unpack(body)
+        self.ids.append(message_id)
+        self.attempts.append(envelope)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.changed.set()
+        try:
+            await self.answer(envelope)
+            self.delivered.append(envelope)
+        finally:
+            self.in_flight -= 1
+            self.changed.set()
+
+    @property
+    def sequences(self) -> list[int]:
+        return [record.sequence for envelope in self.delivered for record in envelope.records]
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with Outbox(tmp_path, MIN_QUOTA_BYTES) as opened:
+        yield opened
+
+
+@pytest.fixture
+def collector(outbox: Outbox, tmp_path: Path) -> Iterator[Outbox]:
+    """The other side's connection; the uplink's own is used by its thread alone."""
+    with Outbox(tmp_path, MIN_QUOTA_BYTES) as opened:
+        yield opened
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def running(
+    outbox: Outbox, cloud: Any, executor: ThreadPoolExecutor, settings: UplinkSettings = PROMPT
+) -> AsyncIterator[Uplink]:
+    uplink = Uplink(outbox, cloud, executor, "car", settings, poll_seconds=0.001)
+    task = asyncio.create_task(uplink.run())
+    try:
+        async with asyncio.timeout(20):
+            yield uplink
+            assert not task.done(), task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await uplink.finish(0)
+
+
+async def until(cloud: FakeCloud, condition: Callable[[], bool]) -> None:
+    """Wait on what the cloud sees; the outbox follows within a poll of the uplink."""
+    while not condition():
+        cloud.changed.clear()
+        try:
+            async with asyncio.timeout(0.005):
+                await cloud.changed.wait()
+        except TimeoutError:
+            continue
+
+
+async def until_empty(cloud: FakeCloud, collector: Outbox) -> None:
+    await until(cloud, lambda: not collector.stats().records and not cloud.in_flight)
+
+
+def new(size: int = 1000, priority: int = 5, stream: str = "drive", manifest: bytes = MANIFEST) -> NewRecord:
+    return NewRecord(priority, stream, manifest, os.urandom(size))
+
+
+async def test_everything_arrives_once_in_order_and_then_leaves_the_outbox(outbox, collector, executor):
+    cloud = FakeCloud()
+    records = [new(100 + 37 * i % 900) for i in range(300)]
+    collector.append(records)
+    async with running(outbox, cloud, executor) as uplink:
+        await until_empty(cloud, collector)
+        assert cloud.sequences == list(range(1, 301))
+        bodies = [record.body for envelope in cloud.delivered for record in envelope.records]
+        assert bodies == [record.body for record in records]
+        assert {(e.vehicle_id, e.outbox_id, e.manifest) for e in cloud.delivered} == {("car", outbox.id, MANIFEST)}
+        assert (uplink.sent.messages, uplink.sent.records) == (len(cloud.delivered), 300)
+        assert cloud.ids[0].startswith(f"{outbox.id.hex()[:8]}-1-")
+
+
+async def test_nothing_leaves_the_outbox_before_the_cloud_acknowledges(outbox, collector, executor):
+    cloud, gate = FakeCloud(), asyncio.Event()
+    cloud.answer = lambda envelope: gate.wait()
+    collector.append([new(3000) for _ in range(3)])
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: cloud.in_flight == 3)
+        assert collector.stats().records == 3
+        gate.set()
+        await until_empty(cloud, collector)
+
+
+async def test_never_more_than_the_allowed_number_is_in_flight(outbox, collector, executor):
+    cloud, gate = FakeCloud(), asyncio.Event()
+    cloud.answer = lambda envelope: gate.wait()
+    collector.append([new(3000) for _ in range(40)])
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: cloud.in_flight == 16)
+        gate.set()
+        await until_empty(cloud, collector)
+    assert cloud.most_in_flight == 16
+    assert cloud.sequences == list(range(1, 41))
+
+
+async def test_a_more_important_record_overtakes_what_is_not_yet_in_flight(outbox, collector, executor):
+    cloud, gate = FakeCloud(), asyncio.Event()
+    cloud.answer = lambda envelope: gate.wait()
+    collector.append([new(3000) for _ in range(20)])
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: cloud.in_flight == 16)
+        collector.append([new(3000, priority=0)])
+        gate.set()
+        await until_empty(cloud, collector)
+    assert cloud.sequences[16] == 21
+
+
+async def test_when_the_connection_drops_everything_still_arrives_and_for_the_first_time_in_order(
+    outbox, collector, executor
+):
+    cloud = FakeCloud()
+    arrived: list[int] = []
+    broken = False
+
+    async def drop_now_and_then(envelope: Envelope) -> None:
+        """As a connection does: what follows the message it drops at is lost, too; that one had arrived."""
+        nonlocal broken
+        broken = broken and cloud.in_flight > 1
+        if not broken:
+            arrived.extend(record.sequence for record in envelope.records)
+            broken = len(cloud.attempts) % 7 == 3
+        if broken:
+            raise CloudUnreachable("dropped")
+
+    cloud.answer = drop_now_and_then
+    collector.append([new(1500, stream=f"s{i % 3}") for i in range(60)])
+    async with running(outbox, cloud, executor) as uplink:
+        await until_empty(cloud, collector)
+        assert uplink.sent.retries > 1
+    assert len(arrived) > 60
+    assert list(dict.fromkeys(arrived)) == list(range(1, 61))
+
+
+async def test_while_there_is_no_connection_nothing_is_sent_and_then_everything(outbox, collector, executor):
+    cloud = FakeCloud()
+    cloud.connected.clear()
+    collector.append([new() for _ in range(5)])
+    async with running(outbox, cloud, executor):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not cloud.attempts
+        cloud.connected.set()
+        await until_empty(cloud, collector)
+    assert cloud.sequences == [1, 2, 3, 4, 5]
+
+
+async def test_a_rejected_record_is_set_aside_and_its_neighbours_arrive(outbox, collector, executor):
+    cloud = FakeCloud()
+
+    async def refuse_three(envelope: Envelope) -> None:
+        if any(record.sequence == 3 for record in envelope.records):
+            raise MessageRejected("too odd")
+
+    cloud.answer = refuse_three
+    collector.append([new(500) for _ in range(6)])
+    async with running(outbox, cloud, executor) as uplink:
+        await until_empty(cloud, collector)
+        assert uplink.sent.rejected == 1
+        await until(cloud, lambda: any(e.evictions for e in cloud.delivered))
+    assert sorted(cloud.sequences) == [1, 2, 4, 5, 6]
+    [entry] = [entry for envelope in cloud.delivered for entry in envelope.evictions]
+    assert (entry.first_sequence, entry.count, entry.reason) == (3, 1, "rejected")
+
+
+async def test_what_was_evicted_is_told_and_then_forgotten(outbox, collector, executor):
+    cloud = FakeCloud()
+    collector.append([new() for _ in range(4)])
+    collector.evict(1)
+    async with running(outbox, cloud, executor):
+        await until_empty(cloud, collector)
+    [entry] = [entry for envelope in cloud.delivered for entry in envelope.evictions]
+    assert (entry.first_sequence, entry.last_sequence, entry.count, entry.stream) == (1, 1, 1, "drive")
+    assert collector.ledger() == []
+
+
+async def test_evictions_are_told_even_where_nothing_is_left_to_send(outbox, collector, executor):
+    cloud = FakeCloud()
+    collector.append([new()])
+    collector.evict(1)
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: bool(cloud.delivered))
+    assert (cloud.delivered[0].records, cloud.delivered[0].manifest) == ([], b"")
+    assert cloud.ids == [f"{outbox.id.hex()[:8]}-e1-1"]
+
+
+async def test_a_message_is_filled_up_to_the_unit_and_holds_one_manifest(outbox, collector, executor):
+    cloud = FakeCloud()
+    other = b"\1" * 32
+    collector.append([new(900) for _ in range(6)] + [new(900, manifest=other) for _ in range(2)])
+    async with running(outbox, cloud, executor):
+        await until_empty(cloud, collector)
+    assert [[r.sequence for r in e.records] for e in cloud.delivered] == [[1, 2, 3, 4], [5, 6], [7, 8]]
+    assert [e.manifest for e in cloud.delivered] == [MANIFEST, MANIFEST, other]
+
+
+async def test_a_record_larger_than_the_unit_goes_alone(outbox, collector, executor):
+    cloud = FakeCloud()
+    collector.append([new(100), new(200_000), new(100)])
+    async with running(outbox, cloud, executor):
+        await until_empty(cloud, collector)
+    assert [[r.sequence for r in e.records] for e in cloud.delivered] == [[1], [2], [3]]
+
+
+async def test_records_wait_for_the_message_to_fill_but_not_in_a_backlog_and_not_with_priority_zero(
+    outbox, collector, executor
+):
+    cloud = FakeCloud()
+    patient = msgspec.structs.replace(PROMPT, latency_s=3600)
+    async with running(outbox, cloud, executor, patient):
+        collector.append([new(900) for _ in range(5)])
+        await until(cloud, lambda: bool(cloud.delivered))
+        assert cloud.sequences == [1, 2, 3, 4]
+        collector.append([new(900, priority=0)])
+        await until(cloud, lambda: len(cloud.delivered) == 2)
+        assert cloud.sequences == [1, 2, 3, 4, 6, 5]
+
+
+async def test_records_that_arrive_later_from_the_other_process_are_noticed(outbox, collector, executor):
+    cloud = FakeCloud()
+    async with running(outbox, cloud, executor):
+        for count in range(1, 6):
+            collector.append([new(10)])
+            await until(cloud, lambda count=count: len(cloud.sequences) == count)
+    assert cloud.sequences == [1, 2, 3, 4, 5]
+
+
+async def test_finish_waits_for_what_is_in_flight_and_acknowledges_it(outbox, collector, executor):
+    cloud, gate = FakeCloud(), asyncio.Event()
+    cloud.answer = lambda envelope: gate.wait()
+    collector.append([new(3000) for _ in range(20)])
+    uplink = Uplink(outbox, cloud, executor, "car", PROMPT)
+    while uplink.in_flight < 16:
+        await uplink.step()
+    asyncio.get_running_loop().call_soon(gate.set)
+    await uplink.finish(10)
+    assert collector.stats().records == 4
+
+
+@pytest.mark.process
+def test_a_kill_between_send_and_acknowledgement_gives_a_duplicate_and_never_a_loss(tmp_path):
+    """The child's cloud writes what it gets to a file and then never answers the third message."""
+    code = f"""
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from edge.outbox import *
+from edge.uplink import *
+from edge.message import unpack
+class Cloud:
+    count = 0
+    async def wait_connected(self): pass
+    async def send(self, body, message_id, properties, timeout_s):
+        Cloud.count += 1
+        print(*(record.sequence for record in unpack(body).records), flush=True)
+        if Cloud.count == int(sys.argv[1]): await asyncio.Event().wait()
+outbox = Outbox({str(tmp_path)!r})
+settings = UplinkSettings(latency_s=0, message_units=1, max_in_flight=1)
+asyncio.run(Uplink(outbox, Cloud(), ThreadPoolExecutor(1), "car", settings, 0.001).run())
+"""
+    with Outbox(tmp_path) as outbox:
+        outbox.append([new(3000) for _ in range(10)])
+        got: list[int] = []
+        while outbox.stats().records:
+            child = subprocess.Popen([sys.executable, "-c", code, "5"], stdout=subprocess.PIPE, text=True)
+            assert child.stdout
+            for _ in range(min(5, outbox.stats().records)):
+                got.append(int(child.stdout.readline()))
+            if len(got) > 10:
+                while outbox.stats().records:
+                    continue
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+    assert sorted(set(got)) == list(range(1, 11))
+    assert got == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 9, 10]
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="retry_min_s"):
+        UplinkSettings(retry_min_s=10, retry_max_s=1)
