@@ -40,7 +40,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     campaigns: dict[str, Campaign] = {}
     durable_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
-    block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 16384
+    block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 8192
 
 
 class Totals(msgspec.Struct):
@@ -66,7 +66,7 @@ class Collector:
         self._manifest = bytes.fromhex(decoder.manifest.hash)
         self._selections: Sequence[Selection] = ()
         self._durable_s = 1.0
-        self._block_frames = 16384
+        self._block_frames = 8192
         self._frames = Frames()
         self._columns = Columns(decoder.plan)
         self._since = 0.0

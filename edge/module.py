@@ -4,6 +4,7 @@ Exit: 0 stopped by SIGTERM or SIGINT, 1 to be restarted by the runtime, 2 starte
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -19,6 +20,8 @@ from edge.outbox import DEFAULT_QUOTA_BYTES, Outbox
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # <malloc.h>
+LARGE_BYTES = 128 * 1024
 
 
 class Reporter(Protocol):
@@ -66,6 +69,11 @@ async def cancel(*tasks: "asyncio.Task[Any]") -> None:
 
 def main(run: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
     """Run a module until its run(stop) returns, and end the process."""
+    # The SDK has a dozen threads, and each would get an arena of the heap for itself; and without a fixed threshold
+    # the heap keeps the largest buffers it ever held.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_ARENA_MAX, 1)
+    libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
     edge_log.setup()
     code = _main(run)
     sys.stdout.flush()

@@ -117,8 +117,8 @@ class Stats(msgspec.Struct, frozen=True):
 class Outbox:
     """Open the outbox in a directory, and make it there if there is none.
 
-    quota_bytes bounds the database file. The log (about 2 MiB), the ballast (1 MiB) and, after a corruption,
-    the file put aside come on top. Raises InputError (place or quota), OutboxError.
+    quota_bytes bounds the database file. The log (1 MiB and the largest append), the ballast (1 MiB) and, after a
+    corruption, the file put aside come on top. Raises InputError (place or quota), OutboxError.
     """
 
     def __init__(self, path: Path | str, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:

@@ -50,7 +50,7 @@ def expand(path: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """
     template = read_json(path)
     variables = {**_dotenv(path.parent / ".env"), **(os.environ if env is None else env)}
-    images = module_images(path.parent)
+    images = module_images(path.parent, variables)
     template.pop("$schema-template", None)
     expanded: dict[str, Any] = _expand(template, path, "", variables, images)
     for place, module in _all_modules(modules_content(expanded, path)):
@@ -82,11 +82,14 @@ def modules_content(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return content
 
 
-def module_images(root: Path) -> dict[str, str]:
-    """`MODULES.name`, with platform and `.debug` or without, to image name, from modules/*/module.json."""
+def module_images(root: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """`MODULES.name`, with platform and `.debug` or without, to image name, from modules/*/module.json.
+
+    Raises InputError: a module.json that is not JSON, or names an undefined variable.
+    """
     images: dict[str, str] = {}
     for file in sorted(root.glob("modules/*/module.json")):
-        image = read_json(file).get("image", {})
+        image = _expand(read_json(file).get("image", {}), file, "image", variables, {})
         tag = image.get("tag", {})
         for platform in tag.get("platforms", {}):
             name = f"{image.get('repository')}:{tag.get('version')}-{platform}"
@@ -97,9 +100,10 @@ def module_images(root: Path) -> dict[str, str]:
 
 
 def module_of_image(root: Path, image: str) -> str | None:
-    """The folder under modules/ whose module.json names this image's repository."""
+    """The folder under modules/ whose module.json names this image, whatever registry it is in."""
     for file in sorted(root.glob("modules/*/module.json")):
-        if image.rpartition(":")[0] == read_json(file).get("image", {}).get("repository"):
+        repository = str(read_json(file).get("image", {}).get("repository"))
+        if image.rpartition(":")[0].rpartition("/")[2] == repository.rpartition("/")[2]:
             return file.parent.name
     return None
 

@@ -197,6 +197,14 @@ async def test_reported_properties_are_merged(edge):
     assert edge.hub.twin("uplink").document()["reported"]["a"] == {"c": 2}
 
 
+async def test_reported_properties_that_break_the_rules_are_rejected_and_cost_nothing_else(edge):
+    async with connected(edge) as cloud:
+        with pytest.raises(MessageRejected, match="400"):
+            await cloud.report({"a.b": 1})
+        await send(cloud)
+    assert edge.hub.counters["connects"] == 1
+
+
 async def test_methods_are_answered_and_a_failing_one_is_a_status_not_a_crash(edge):
     async def answer(name: str, payload: Any) -> tuple[int, Any]:
         if name == "fail":

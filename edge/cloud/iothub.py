@@ -130,10 +130,15 @@ class IoTHub:
         await self._limited(f"message {message_id}", acknowledged, timeout_s)
 
     async def report(self, patch: dict[str, Any]) -> None:
-        """Merge a patch into the reported properties. Raises CloudUnreachable."""
+        """Merge a patch into the reported properties. Raises CloudUnreachable, MessageRejected."""
         if not self.connected:
             raise CloudUnreachable("not connected")
-        await self._call("reported properties", lambda: self._client.patch_twin_reported_properties(patch))
+        try:
+            await self._call("reported properties", lambda: self._client.patch_twin_reported_properties(patch))
+        except CloudUnreachable as error:
+            if "status 400" in str(error):
+                raise MessageRejected(str(error)) from error
+            raise
 
     # The life of one client
 
@@ -228,6 +233,8 @@ class IoTHub:
             raise CloudUnreachable(f"no answer to {what} in {seconds:.0f} s") from error
         except Exception as error:  # the SDK lets requests', ssl's and its own errors through
             cause = error.__cause__ or error
+            if type(cause).__name__ != "ServiceError":  # which is an answer
+                self._lose(client, f"{what}: {cause}")
             raise CloudUnreachable(f"{what}: {type(cause).__name__}: {cause}") from error
         finally:
             self._waiting.discard(answer)

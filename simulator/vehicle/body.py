@@ -2,7 +2,6 @@
 
 from random import Random
 
-from simulator.vehicle.driver import STEP
 from simulator.vehicle.state import (
     CONVERTER_FAILED,
     FAULT_CONVERTER,
@@ -12,6 +11,7 @@ from simulator.vehicle.state import (
     STALK_LEFT,
     STALK_OFF,
     STALK_RIGHT,
+    STEP,
     State,
 )
 

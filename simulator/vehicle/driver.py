@@ -22,6 +22,7 @@ from simulator.vehicle.state import (
     STALK_LEFT,
     STALK_OFF,
     STALK_RIGHT,
+    STEP,
     WIPERS_FAST,
     WIPERS_INTERVAL,
     WIPERS_OFF,
@@ -29,7 +30,6 @@ from simulator.vehicle.state import (
     State,
 )
 
-STEP = 0.01  # seconds
 LATERAL_LIMIT = 3.2  # m/s²: nobody drives a van faster through a bend
 
 
@@ -49,7 +49,7 @@ class Driver:
         self._weather = Random(f"{seed} weather")
         self._script = self._first_actions()
         self._legs = self._first_legs()
-        self._leg_left = 0.0
+        self._leg_left = self._bend = 0.0
         self._wander = 0.0
         self._rain_next = self._weather_between(6, 12)
 
@@ -127,7 +127,7 @@ class Driver:
             self._bend = leg.bend
         self._leg_left -= STEP
         # No hand is quite steady, and nobody keeps up the speed where the bend is too tight.
-        self._wander += 0.002 * (self._random.random() - 0.5 - 0.004 * self._wander / 0.002)
+        self._wander += 0.002 * (self._random.random() - 0.5) - 0.004 * self._wander
         limit = LATERAL_LIMIT / max(s.speed * s.speed, 1.0)
         s.wanted_curvature = max(-limit, min(limit, self._bend + 0.02 * self._wander))
 

@@ -3,7 +3,6 @@
 from math import pi
 from random import Random
 
-from simulator.vehicle.driver import STEP
 from simulator.vehicle.state import (
     CONTACTORS_CLOSED,
     CONTACTORS_OPEN,
@@ -16,6 +15,7 @@ from simulator.vehicle.state import (
     FAULT_CONVERTER,
     FAULT_INSULATION,
     KEY_ACCESSORY,
+    STEP,
     WIPERS_OFF,
     State,
 )
@@ -125,7 +125,9 @@ class Energy:
         """Heat in, heat out: each part leans towards its surroundings."""
         running = s.engine == ENGINE_RUNNING
         air = s.ambient_degrees
-        s.coolant_degrees += STEP * (0.012 * s.fuel_rate * (s.coolant_degrees < 90) - 0.0006 * (s.coolant_degrees - air))
+        s.coolant_degrees += STEP * (
+            0.012 * s.fuel_rate * (s.coolant_degrees < 90) - 0.0006 * (s.coolant_degrees - air)
+        )
         s.engine_oil_degrees += STEP * 0.01 * (s.coolant_degrees + 4 * running - s.engine_oil_degrees)
         s.gearbox_oil_degrees += STEP * 0.003 * (s.coolant_degrees - s.gearbox_oil_degrees)
         s.exhaust_degrees += STEP * 0.10 * (air + 160 * running + 18 * s.fuel_rate - s.exhaust_degrees)

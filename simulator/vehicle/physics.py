@@ -11,7 +11,7 @@ from math import pi
 from random import Random
 
 from simulator.vehicle.body import Body
-from simulator.vehicle.driver import STEP, Driver
+from simulator.vehicle.driver import Driver
 from simulator.vehicle.energy import Energy
 from simulator.vehicle.state import (
     ENGINE_CRANKING,
@@ -25,6 +25,7 @@ from simulator.vehicle.state import (
     KEY_START,
     SELECTOR_DRIVE,
     SELECTOR_PARK,
+    STEP,
     State,
 )
 

@@ -6,6 +6,8 @@ are positive. `physics.Van` moves it on by 10 ms at a time.
 
 from dataclasses import dataclass, field
 
+STEP = 0.01  # seconds
+
 # Labels of discrete values, as in the databases.
 KEY_OFF, KEY_ACCESSORY, KEY_ON, KEY_START = range(4)
 ENGINE_OFF, ENGINE_CRANKING, ENGINE_RUNNING = range(3)
