@@ -119,12 +119,16 @@ class EdgeDevice:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to a module's process; return once it has gone. edgeAgent restarts it."""
+    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int | None:
+        """Send a signal to a module's process, wait for its end and return its exit status; edgeAgent restarts it.
+
+        None where there is no process just now.
+        """
         process = self.modules[name].process
-        if process is not None and process.returncode is None:
-            process.send_signal(number)
-            await process.wait()
+        if process is None or process.returncode is not None:
+            return None
+        process.send_signal(number)
+        return await process.wait()
 
     async def stop(self) -> None:
         """Stop modules (SIGTERM, after a while SIGKILL), hub and workload sockets."""

@@ -17,8 +17,10 @@ import logging
 import os
 import queue
 import random
+import sys
 import threading
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -320,6 +322,9 @@ def _fail_with(acknowledged: "asyncio.Future[None]", submitted: "asyncio.Future[
 
 def _create_client() -> Any:
     """In the worker: the import takes 0.3 s, and the workload socket is asked without a time limit."""
+    # requests would load the tables of every East Asian encoding, 3 MB, to guess at answers that name their own.
+    sys.modules.setdefault("charset_normalizer", None)  # type: ignore[arg-type]
+    warnings.filterwarnings("ignore", module="requests")
     from azure.iot.device import IoTHubModuleClient
 
     return IoTHubModuleClient.create_from_edge_environment(

@@ -7,13 +7,15 @@
 The same seed gives the same frames, on every platform; a longer drive begins with the frames of a shorter one.
 """
 
-import contextlib
 import copy
 import gzip
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import Any, BinaryIO
+
+import zstandard
 
 from edge.errors import InputError
 from simulator.vehicle.physics import Van
@@ -43,21 +45,23 @@ def truth(seconds: float, seed: int, start_us: int = START_US) -> Iterator[State
 
 
 def write_log(path: Path | str, seconds: float, seed: int, progress: Callable[[float], None] | None = None) -> int:
-    """Write a recording in candump's log form (gzip where the name ends in .gz); return the number of frames.
+    """Write a recording in candump's log form, .log, .log.gz or .log.zst; return the number of frames.
 
     The file appears whole or not at all. progress is called about every second of the drive with the share done,
-    0 to 1. Raises InputError: the file cannot be written.
+    0 to 1. Raises InputError: another form is asked for, or the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if not path.name.endswith((".log", ".log.gz", ".log.zst")):
+        raise InputError(path, "a drive is written in candump's form", "give a name that ends in .log or .log.gz")
+    part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with part.open("wb") as file:
-            count = _write(file, path.name.endswith(".gz"), seconds, seed, progress)
+        with part.open("wb") as file, _compressed(file, path.suffix) as out:
+            count = _write(out, seconds, seed, progress or (lambda share: None))
         part.replace(path)
     except OSError as error:
         raise InputError(path, f"cannot be written ({error.strerror})", "give a path in a folder you own") from error
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             part.unlink()
     return count
 
@@ -72,28 +76,28 @@ def _states(seconds: float, seed: int, start_us: int) -> Iterator[State]:
         van.step()
 
 
-def _write(file: IO[bytes], compress: bool, seconds: float, seed: int, progress: Callable[[float], None] | None) -> int:
-    # No name and no time in the gzip header: the same drive is the same file.
-    out: IO[bytes] = gzip.GzipFile("", "wb", 6, file, mtime=0) if compress else file  # type: ignore[assignment]
-    count, lines, next_us = 0, [], START_US
+def _compressed(file: BinaryIO, suffix: str) -> AbstractContextManager[Any]:
+    if suffix == ".gz":
+        return gzip.GzipFile("", "wb", 6, file, mtime=0)  # no name, no time: the same drive is the same file
+    if suffix == ".zst":
+        return zstandard.ZstdCompressor().stream_writer(file, closefd=False)
+    return nullcontext(file)
+
+
+def _write(out: BinaryIO, seconds: float, seed: int, progress: Callable[[float], None]) -> int:
+    count, next_us = 0, START_US
     for time_us, bus, can_id, flags, data in frames(seconds, seed):
-        lines.append(_line(time_us, bus, can_id, flags, data))
+        out.write(_line(time_us, bus, can_id, flags, data))
         count += 1
         if time_us >= next_us:
-            next_us = time_us + 1_000_000
-            out.write("".join(lines).encode())
-            lines.clear()
-            if progress:
-                progress(min(1.0, (time_us - START_US) / 1e6 / seconds))
-    out.write("".join(lines).encode())
-    if compress:
-        out.close()
-    if progress:
-        progress(1.0)
+            next_us += 1_000_000
+            progress((time_us - START_US) / 1e6 / seconds)
+    progress(1.0)
     return count
 
 
-def _line(time_us: int, bus: str, can_id: int, flags: int, data: bytes) -> str:
+def _line(time_us: int, bus: str, can_id: int, flags: int, data: bytes) -> bytes:
     name = f"{can_id & 0x1FFFFFFF:08X}" if can_id >> 31 else f"{can_id:03X}"
     separator = f"##{flags & 3:X}" if flags else "#"
-    return f"({time_us // 1_000_000}.{time_us % 1_000_000:06}) {bus} {name}{separator}{data.hex().upper()}\n"
+    seconds, micros = divmod(time_us, 1_000_000)
+    return f"({seconds}.{micros:06}) {bus} {name}{separator}{data.hex().upper()}\n".encode()

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge.errors import InputError
-from simulator.vehicle.sensors import SENSORS, Sensor
+from simulator.vehicle.sensors import Sensor
+from simulator.vehicle.signals_battery import BATTERY
+from simulator.vehicle.signals_truck import TRUCK
+from simulator.vehicle.signals_van import VAN
 from simulator.vehicle.state import State
 
 try:
@@ -26,6 +29,7 @@ try:
 except ImportError as error:
     raise InputError("simulated vehicle", "needs cantools", "pip install 'bordnetz[bench]'") from error
 
+SENSORS = VAN | BATTERY | TRUCK
 CRC_POLYNOMIAL = 0x1D
 FD, BIT_RATE_SWITCH, EXTENDED_ID = 4, 1, 1 << 31
 
@@ -42,6 +46,20 @@ class Field(NamedTuple):
     lowest: int  # raw
     highest: int
     is_float: bool
+
+    def raw(self, state: State, random: Callable[[], float]) -> int:
+        """What the sensor measures, as the bits of the field."""
+        read, factor, noise, quiet = self.sensor
+        value = read(state)
+        if factor != 1:
+            value *= factor
+        if noise and (value or not quiet):
+            value += noise * (random() - random())
+        if self.is_float:
+            return int.from_bytes(struct.pack("<f", value), "little")
+        # An integer stays one: a double does not hold 64 bits.
+        raw: int = round(value if self.factor == 1 and self.offset == 0 else (value - self.offset) / self.factor)
+        return max(self.lowest, min(self.highest, raw)) & self.mask
 
 
 class Layout:
@@ -87,28 +105,11 @@ class Layout:
     def encode(self, state: State, count: int, random: Callable[[], float]) -> bytes:
         """The payload; count: how many frames of this message were sent before."""
         little, big = self._template
-        for (
-            read,
-            times,
-            noise,
-            quiet,
-        ), big_endian, shift, mask, factor, offset, lowest, highest, is_float in self._fields:
-            value = read(state)
-            if times != 1:
-                value *= times
-            if noise and (value or not quiet):
-                value += noise * (random() - random())
-            if is_float:
-                raw = int.from_bytes(struct.pack("<f", value), "little")
-            elif factor == 1 and offset == 0:
-                raw = round(value)
+        for field in self._fields:
+            if field.big_endian:
+                big |= field.raw(state, random) << field.shift
             else:
-                raw = round((value - offset) / factor)
-            raw = (lowest if raw < lowest else highest if raw > highest else raw) & mask
-            if big_endian:
-                big |= raw << shift
-            else:
-                little |= raw << shift
+                little |= field.raw(state, random) << field.shift
         if self._counter_shift >= 0:
             little |= (count & 15) << self._counter_shift
         if big:
@@ -127,7 +128,8 @@ class Layout:
 
 def layouts(bus: str, path: Path) -> Iterator[list[Layout]]:
     """Every message of a database, as the pages it is sent in."""
-    for message in cantools.database.load_file(path, strict=True).messages:
+    database: Any = cantools.database.load_file(path, strict=True)
+    for message in database.messages:
         yield [Layout(bus, message, selection) for selection in _selections(message.signal_tree)]
 
 
@@ -154,14 +156,11 @@ def _present(message: Any, selection: dict[str, int]) -> Iterator[Any]:
 
 
 def _field(signal: Any, sensor: Sensor, big_endian: bool, shift: int) -> Field:
-    size = 1 << signal.length
+    factor, offset, size = signal.scale, signal.offset, 1 << signal.length
     lowest, highest = (-size // 2, size // 2 - 1) if signal.is_signed else (0, size - 1)
-    if not signal.is_float:
-        lowest = max(lowest, round((signal.minimum - signal.offset) / signal.scale)) if signal.length < 64 else lowest
-        highest = (
-            min(highest, round((signal.maximum - signal.offset) / signal.scale)) if signal.length < 64 else highest
-        )
-    return Field(sensor, big_endian, shift, size - 1, signal.scale, signal.offset, lowest, highest, signal.is_float)
+    lowest = max(lowest, round((signal.minimum - offset) / factor))
+    highest = min(highest, round((signal.maximum - offset) / factor))
+    return Field(sensor, big_endian, shift, size - 1, factor, offset, lowest, highest, signal.is_float)
 
 
 def _shift(signal: Any, length: int) -> int:
@@ -169,7 +168,7 @@ def _shift(signal: Any, length: int) -> int:
     if signal.byte_order == "little_endian":
         return int(signal.start)
     highest_bit_from_left = 8 * (signal.start // 8) + 7 - signal.start % 8
-    return 8 * length - highest_bit_from_left - int(signal.length)
+    return int(8 * length - highest_bit_from_left - signal.length)
 
 
 def _attribute(attributes: dict[str, Any], name: str) -> int:

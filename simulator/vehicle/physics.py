@@ -7,6 +7,7 @@ A parallel hybrid: engine, clutch, electric motor on the gearbox input, eight ge
 Only + - * / and comparisons, so that every platform computes the same numbers.
 """
 
+from itertools import pairwise
 from math import pi
 from random import Random
 
@@ -112,7 +113,7 @@ class Van:
 
     def _choose_gear(self, s: State) -> None:
         rpm = _shaft_rpm(s.speed) * RATIOS[s.gear]
-        if rpm > 1700 + 21 * s.accelerator and s.gear < GEAR_EIGHTH and not s.braking:
+        if rpm > 1700 + 21 * s.accelerator and s.gear < GEAR_EIGHTH and s.wanted_speed > s.speed - 1:
             s.target_gear = s.gear + 1
         elif rpm < 1050 + 7 * s.accelerator and s.gear > GEAR_FIRST:
             s.target_gear = s.gear - 1
@@ -230,14 +231,14 @@ def _shaft_rpm(speed: float) -> float:
 
 
 def _engine_most(rpm: float) -> float:
-    return between(ENGINE_CURVE, rpm)
+    return _between(ENGINE_CURVE, rpm)
 
 
-def between(curve: tuple[tuple[float, float], ...], x: float) -> float:
+def _between(curve: tuple[tuple[float, float], ...], x: float) -> float:
     """Straight lines through the points of the curve; flat beyond its ends."""
     if x <= curve[0][0]:
         return curve[0][1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return curve[-1][1]

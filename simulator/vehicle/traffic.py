@@ -16,7 +16,7 @@ from simulator.vehicle.encode import EXTENDED_ID, Layout, layouts
 from simulator.vehicle.state import State
 
 STEP_US = 10_000
-MOST_DELAY_US = 3_000
+MOST_DELAY_US = 5_000
 MOST_DRIFT_PPM = 40
 NOMINAL_BITS_PER_US, DATA_BITS_PER_US = {"can0": 0.5, "can1": 0.5, "can2": 0.25}, 2.0
 
@@ -112,7 +112,7 @@ class Traffic:
             self._seen.extend(bus.send(until_us))
         self._seen.sort()
         while self._seen and self._seen[0][0] < until_us:
-            time_us, *rest = self._seen.pop(0)
-            # One logger, one clock: two frames never have the same time.
+            time_us, bus_name, can_id, flags, payload = self._seen.pop(0)
+            # One logger, one clock: no two frames have the same time.
             self._last_us = max(time_us, self._last_us + 1)
-            yield (self._last_us, *rest)
+            yield self._last_us, bus_name, can_id, flags, payload
