@@ -57,11 +57,15 @@ class Totals(msgspec.Struct):
 class Collector:
     """Runs one source into one outbox. select() may be called between steps, from the thread that runs it."""
 
-    def __init__(self, source: Source, decoder: Decoder, outbox: Outbox) -> None:
+    def __init__(
+        self, source: Source, decoder: Decoder, outbox: Outbox, on_first: Callable[[], None] = lambda: None
+    ) -> None:
+        """on_first is called once, when the first frames have been stored."""
         self.totals = Totals()
         self.finished = False
         self.source = source
         self._decoder = decoder
+        self._on_first = on_first
         self._outbox = outbox
         self._manifest = bytes.fromhex(decoder.manifest.hash)
         self._selections: Sequence[Selection] = ()
@@ -109,6 +113,8 @@ class Collector:
             return
         records = self._records(self._frames, self._coverage())
         self._append(records)
+        if not self.totals.frames:
+            self._on_first()
         self.totals.frames += len(self._frames)
         self.totals.blocks += len(records)
         self.totals.bytes += sum(len(record.body) for record in records)

@@ -154,9 +154,9 @@ class _File:
         return list(database.messages)
 
     def _check(self, message: CantoolsMessage) -> None:
-        """cantools' strict checks: signals that overlap, or lie outside of the message."""
+        """cantools' strict checks: signals that overlap, or lie outside of the message. They go by name."""
         try:
-            message.refresh(strict=True)
+            message.refresh(strict=len({signal.name for signal in message.signals}) == len(message.signals))
         except CantoolsError as error:
             problem = re.sub(r" in message .*|\.$", "", str(error)).replace("The ", "the ", 1)
             self._note(message, problem, "each is decoded from its own bits, where the payload has them")

@@ -61,14 +61,16 @@ def correct(text: str, suffix: str, error: str) -> tuple[str, list[Correction]] 
 
 def line_of_message(text: str, suffix: str, name: str, dbc_id: int) -> int:
     """Where a message is defined; 0 if that cannot be told."""
-    pattern = {
-        ".dbc": rf"^[ \t]*BO_\s+{dbc_id}\s",
-        ".kcd": rf"<Message\b[^>]*\sname=\"{re.escape(name)}\"",
-        ".sym": rf"^\[{re.escape(name)}\]",
-        ".arxml": rf"<SHORT-NAME>{re.escape(name)}</SHORT-NAME>",
+    quoted = re.escape(name)
+    patterns = {
+        # Where a message has a long name, the identifier alone must do.
+        ".dbc": (rf"^[ \t]*BO_\s+{dbc_id}\s+{quoted}\b", rf"^[ \t]*BO_\s+{dbc_id}\s"),
+        ".kcd": (rf"<Message\b[^>]*\sname=\"{quoted}\"",),
+        ".sym": (rf"^\[{quoted}\]",),
+        ".arxml": (rf"<SHORT-NAME>{quoted}</SHORT-NAME>",),
     }[suffix]
-    found = re.search(pattern, text, re.MULTILINE)
-    return _line(text, found.start()) + found[0].count("\n", 0, -1) if found else 0
+    found = next((found for pattern in patterns if (found := re.search(pattern, text, re.MULTILINE))), None)
+    return _line(text, found.start()) if found else 0
 
 
 def _drop_at_error(text: str, error: re.Match[str]) -> tuple[str, list[Correction]]:

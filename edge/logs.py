@@ -6,20 +6,18 @@
 A line that is no frame is counted and named; a file that is cut short gives all that is before the cut, and says so.
 """
 
-import gzip
 import itertools
-import zlib
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
-
-import zstandard
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from cy_core.candump import CandumpReader
 from cy_core.frames import Frames
 from edge.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path  # not at run time: it takes longer to import than a minute of traffic to read
+
     import can
 
 PIECE_BYTES = 256 * 1024
@@ -31,7 +29,7 @@ PYTHON_CAN = (".asc", ".blf", ".trc", ".mf4", ".csv")
 class Log(Protocol):
     """A recording that is being read."""
 
-    path: Path
+    path: str
     problem: str  # why it ended early, in one line; empty where it did not
 
     @property
@@ -57,15 +55,15 @@ class Log(Protocol):
     def close(self) -> None: ...
 
 
-def open_log(path: Path | str, buses: Iterable[str] = ()) -> Log:
+def open_log(path: "Path | str", buses: Iterable[str] = ()) -> Log:
     """Open a recording by its suffix; buses get the first numbers.
 
     Raises InputError: no such file, or a form that is not known.
     """
-    path = Path(path)
-    name = path.name.lower()
-    if not path.is_file():
-        raise InputError(path, "no such file" if not path.exists() else "is not a file", "give a recording")
+    path = os.fspath(path)
+    name = path.lower()
+    if not os.path.isfile(path):
+        raise InputError(path, "is not a file" if os.path.exists(path) else "no such file", "give a recording")
     if name.endswith(CANDUMP):
         return CandumpLog(path, buses)
     if name.endswith(PYTHON_CAN):
@@ -74,12 +72,14 @@ def open_log(path: Path | str, buses: Iterable[str] = ()) -> Log:
 
 
 class CandumpLog:
-    def __init__(self, path: Path, buses: Iterable[str] = ()) -> None:
+    def __init__(self, path: str, buses: Iterable[str] = ()) -> None:
         self.path = path
         self.problem = ""
         self._reader = CandumpReader(buses)
-        self._raw, self._file = _open_text(path)
-        self._text = b""
+        self._raw, self._file, self._damage = _open_text(path)
+        self._buffer = bytearray(2 * PIECE_BYTES)
+        self._text = memoryview(self._buffer)[:0]  # the part of the buffer that is read, but not parsed
+        self._start = 0
         self._at_end = False
 
     @property
@@ -103,6 +103,7 @@ class CandumpLog:
         wanted = len(frames) + limit
         while len(frames) < wanted:
             done = self._reader.parse(self._text, frames, wanted - len(frames), final=self._at_end)
+            self._start += done
             self._text = self._text[done:]
             if len(frames) < wanted:
                 if self._at_end:
@@ -121,36 +122,41 @@ class CandumpLog:
         self._raw.close()
 
     def _fill(self) -> None:
-        """Read on, or mark the end of the file."""
-        try:
-            piece = self._file.read(PIECE_BYTES)
-        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-            piece = b""
-            self.problem = f"is cut or damaged after line {self._reader.lines} ({error}); all before that was read"
-            # What is left is part of a line, not a line.
-            self._text = b""
-        if not piece:
-            self._at_end = True
-        elif b"\n" not in piece and len(self._text) > PIECE_BYTES:
+        """Read on behind what is left, or mark the end of the file."""
+        left = len(self._text)
+        if left > PIECE_BYTES:
             raise InputError(self.path, f"line {self._reader.lines + 1} is over {PIECE_BYTES} bytes", "is it a log?")
-        self._text += piece
+        self._buffer[:left] = self._buffer[self._start : self._start + left]
+        self._start = 0
+        try:
+            size = self._file.readinto(memoryview(self._buffer)[left : left + PIECE_BYTES])
+        except self._damage as error:
+            self.problem = f"is cut or damaged after line {self._reader.lines} ({error}); all before that was read"
+            left = size = 0  # what is left is part of a line, not a line
+        self._at_end = not size
+        self._text = memoryview(self._buffer)[: left + size]
 
 
-def _open_text(path: Path) -> tuple[IO[bytes], IO[bytes] | gzip.GzipFile]:
-    """The file, and its text."""
+def _open_text(path: str) -> tuple[IO[bytes], Any, tuple[type[Exception], ...]]:
+    """The file, its text, and what reading that raises where it is damaged."""
     try:
-        file = path.open("rb")
+        file = open(path, "rb")  # noqa: SIM115 (the log closes it)
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})", "give a recording") from error
-    if path.name.lower().endswith(".gz"):
-        return file, gzip.GzipFile(fileobj=file)
-    if path.name.lower().endswith(".zst"):
-        return file, zstandard.ZstdDecompressor().stream_reader(file, closefd=False)
-    return file, file
+    if path.lower().endswith(".gz"):
+        import gzip
+        import zlib
+
+        return file, gzip.GzipFile(fileobj=file), (EOFError, OSError, zlib.error)
+    if path.lower().endswith(".zst"):
+        import zstandard
+
+        return file, zstandard.ZstdDecompressor().stream_reader(file, closefd=False), (OSError, zstandard.ZstdError)
+    return file, file, (OSError,)
 
 
 class PythonCanLog:
-    def __init__(self, path: Path, buses: Iterable[str] = ()) -> None:
+    def __init__(self, path: str, buses: Iterable[str] = ()) -> None:
         try:
             import can
         except ImportError as error:

@@ -10,18 +10,19 @@ and it is named by that hash everywhere.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path  # not at run time: it takes longer to import than a manifest to read
 
 FORMAT = "bordnetz-manifest 1 sha256:"
 
 
-class Signal(msgspec.Struct, frozen=True, omit_defaults=True):
+class Signal(NamedTuple):
     """A field of a message.
 
     start is a bit number as in DBC files: of the least significant bit in little-endian fields, of the most
@@ -40,7 +41,7 @@ class Signal(msgspec.Struct, frozen=True, omit_defaults=True):
     unit: str = ""
     minimum: int | float | None = None
     maximum: int | float | None = None
-    labels: dict[int, str] = {}
+    labels: dict[int, str] = {}  # noqa: RUF012 (never changed)
     comment: str = ""
     # Index, in the message, of the selector this signal hangs on, and the selector's raw values (inclusive
     # ranges) that make it present. None: always present.
@@ -59,7 +60,7 @@ class Signal(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.labels.get(raw)
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+class Message(NamedTuple):
     """What the frames of one identifier on one bus mean."""
 
     bus: str
@@ -72,7 +73,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     comment: str = ""
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(NamedTuple):
     """A database the manifest was compiled from."""
 
     bus: str
@@ -80,21 +81,38 @@ class Source(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class DecoderManifest(msgspec.Struct, frozen=True, dict=True):
-    """Messages of all buses; a message is known by its index here, in blocks and in columns."""
+class DecoderManifest:
+    """Messages of all buses; a message is known by its index here, in blocks and in columns.
 
-    buses: tuple[str, ...]
-    messages: tuple[Message, ...]
-    sources: tuple[Source, ...] = ()
+    body is the JSON document and hash its SHA-256, 64 hex digits. A manifest that was read keeps the very bytes that
+    it was read from, whatever version of this file wrote them.
+    """
 
-    @cached_property
-    def body(self) -> bytes:
-        return msgspec.json.encode(self)
+    def __init__(
+        self,
+        buses: tuple[str, ...],
+        messages: tuple[Message, ...],
+        sources: tuple[Source, ...] = (),
+        *,
+        body: bytes | None = None,
+    ) -> None:
+        self.buses = buses
+        self.messages = messages
+        self.sources = sources
+        self.body = _document(self) if body is None else body
+        self.hash = hashlib.sha256(self.body).hexdigest()
 
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of the document, 64 hex digits."""
-        return hashlib.sha256(self.body).hexdigest()
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DecoderManifest) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def __repr__(self) -> str:
+        return f"DecoderManifest({self.buses!r}, {self.messages!r}, {self.sources!r})"
+
+    def _parts(self) -> tuple[object, ...]:
+        return self.buses, self.messages, self.sources
 
     def names(self) -> Iterator[tuple[str, Message, Signal]]:
         """Every signal as `Message.Signal`, with its message."""
@@ -102,17 +120,19 @@ class DecoderManifest(msgspec.Struct, frozen=True, dict=True):
             for signal in message.signals:
                 yield f"{message.name}.{signal.name}", message, signal
 
-    def save(self, path: Path | str) -> None:
-        Path(path).write_bytes(FORMAT.encode() + self.hash.encode() + b"\n" + self.body + b"\n")
+    def save(self, path: "Path | str") -> None:
+        with open(path, "wb") as file:
+            file.write(FORMAT.encode() + self.hash.encode() + b"\n" + self.body + b"\n")
 
 
-def load(path: Path | str) -> DecoderManifest:
+def load(path: "Path | str") -> DecoderManifest:
     """Read and verify a manifest file.
 
     Raises InputError: no such file, not a manifest, the hash does not match, or the document is not valid.
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read()
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})", "bordnetz compile makes a manifest") from error
     return parse(content, path)
@@ -135,9 +155,49 @@ def parse(content: bytes, place: object = "manifest") -> DecoderManifest:
             place, f"hash does not match: says {named[:16]}…, is {found[:16]}…", "copy or compile it again"
         )
     try:
-        manifest = msgspec.json.decode(body, type=DecoderManifest)
-    except msgspec.DecodeError as error:
+        return _manifest(json.loads(body), body)
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(place, f"is not a valid manifest ({error})", "compile it again") from error
-    # The hash names these very bytes, whatever version of the encoder wrote them.
-    manifest.__dict__["body"], manifest.__dict__["hash"] = body, found
-    return manifest
+
+
+# The document: the fields by name, without those that have their default. Plain json and tuples, because a module
+# reads it at its start and the typed decoders of larger libraries take longer to import than all else together.
+
+
+def _document(manifest: DecoderManifest) -> bytes:
+    messages = [
+        {**_object(message), "signals": [_object(signal) for signal in message.signals]}
+        for message in manifest.messages
+    ]
+    document = {
+        "buses": manifest.buses,
+        "messages": messages,
+        "sources": [source._asdict() for source in manifest.sources],
+    }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _object(row: Signal | Message) -> dict[str, Any]:
+    defaults = row._field_defaults
+    return {
+        name: value
+        for name, value in zip(row._fields, row, strict=True)
+        if name not in defaults or type(value) is not type(defaults[name]) or value != defaults[name]
+    }
+
+
+def _manifest(document: dict[str, Any], body: bytes) -> DecoderManifest:
+    messages = tuple(
+        Message(**{**message, "signals": tuple(_signal(signal) for signal in message.get("signals", ()))})
+        for message in document["messages"]
+    )
+    sources = tuple(Source(**source) for source in document.get("sources", ()))
+    return DecoderManifest(tuple(document["buses"]), messages, sources, body=body)
+
+
+def _signal(row: dict[str, Any]) -> Signal:
+    if "labels" in row:
+        row["labels"] = {int(raw): label for raw, label in row["labels"].items()}
+    if "selected_by" in row:
+        row["selected_by"] = tuple((low, high) for low, high in row["selected_by"])
+    return Signal(**row)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # <malloc.h>
 LARGE_BYTES = 128 * 1024
+
+
+def seconds_since_start() -> float:
+    """How long this process has been there, from its first instruction on."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Reporter(Protocol):

@@ -82,7 +82,7 @@ class _Message(msgspec.Struct, frozen=True):
 
 
 class Uplink:
-    """executor: the one thread that outbox calls run in."""
+    """executor: the one thread that outbox calls run in. on_first is called at the first acknowledgement."""
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class Uplink:
         vehicle_id: str,
         settings: UplinkSettings | None = None,
         poll_seconds: float = POLL_SECONDS,
+        on_first: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings or UplinkSettings()
         self.sent = Sent()
@@ -100,6 +101,7 @@ class Uplink:
         self._executor = executor
         self._vehicle_id = vehicle_id
         self._poll_seconds = poll_seconds
+        self._on_first = on_first
         self._flights: dict[asyncio.Task[None], _Message] = {}
         self._after: dict[int, int] = {}  # by priority, the last sequence that is in flight
         self._alone: set[int] = set()  # of a rejected message: each has to show whether it is the one
@@ -236,6 +238,8 @@ class Uplink:
         if evictions:
             await self._persist(lambda: self._outbox.forget_evictions(evictions))
         self._alone.difference_update(sequences)
+        if not self.sent.messages:
+            self._on_first()
         self.sent.messages += len(messages)
         self.sent.records += len(sequences)
         self.sent.bytes += sum(len(message.body) for message in messages)

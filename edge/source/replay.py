@@ -78,7 +78,7 @@ class Replay:
         if not more and not self._finished:
             self._finished = True
             if self._log.problem:
-                self.problem = f"{self._log.path.name} {self._log.problem}"
+                self.problem = f"{Path(self._log.path).name} {self._log.problem}"
                 log.warning("%s %s", self._log.path, self._log.problem)
         return more
 

@@ -36,7 +36,8 @@ class Module:
         path = module.from_environment("BORDNETZ_MANIFEST", "the decoder manifest's file")
         self.manifest = manifests.load(path)
         source = open_source(module.from_environment("BORDNETZ_SOURCE", "a source of frames"), self.manifest.buses)
-        self.collector = Collector(source, Decoder(self.manifest), outbox)
+        self.first_stored_s: float | None = None
+        self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first)
         self.twin = Twin(CollectorSettings, folder / "settings-collector.json", self._check, self._change)
         self.hub = IoTHub()
         self.hub.on_twin = self.twin.update
@@ -72,6 +73,9 @@ class Module:
         if self.collector.finished:
             log.info("source %s has no more frames: %d read", self.collector.source.name, self._frames)
 
+    def _note_first(self) -> None:
+        self.first_stored_s = round(module.seconds_since_start(), 3)
+
     # Settings: checked in the event loop, taken over by the line between two steps
 
     def _check(self, field: str, entry: str | None, value: Any) -> None:
@@ -101,6 +105,7 @@ class Module:
             "source": {"name": source.name, "state": state, "frames": self._frames, "problem": source.problem},
             "manifest": self.manifest.hash,
             "totals": msgspec.to_builtins(self.collector.totals),
+            "first_stored_s": self.first_stored_s,
         }
 
     async def _answer(self, method: str, payload: Any) -> tuple[int, Any]:

@@ -30,7 +30,9 @@ class Module:
         self._outbox = outbox
         self._executor = executor
         self._twin = Twin(UplinkSettings, folder / "settings-uplink.json", on_change=self._apply)
-        self._uplink = Uplink(outbox, self.hub, executor, os.environ["IOTEDGE_DEVICEID"])
+        self._first_sent_s: float | None = None
+        vehicle = os.environ["IOTEDGE_DEVICEID"]
+        self._uplink = Uplink(outbox, self.hub, executor, vehicle, on_first=self._note_first)
         self._apply(self._twin.settings)
         self.hub.on_twin = self._twin.update
         self.hub.on_method = self._answer
@@ -60,7 +62,11 @@ class Module:
 
     async def _status(self) -> dict[str, Any]:
         stats = await asyncio.get_running_loop().run_in_executor(self._executor, self._outbox.stats)
-        return {"outbox": msgspec.to_builtins(stats), "sent": msgspec.to_builtins(self._uplink.sent)}
+        sent = msgspec.to_builtins(self._uplink.sent)
+        return {"outbox": msgspec.to_builtins(stats), "sent": sent, "first_sent_s": self._first_sent_s}
+
+    def _note_first(self) -> None:
+        self._first_sent_s = round(module.seconds_since_start(), 3)
 
     async def _answer(self, method: str, payload: Any) -> tuple[int, Any]:
         """Direct methods."""

@@ -1,0 +1,91 @@
+"""Decoding in memory: batches and single frames, against cantools and the C that it generates."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cantools
+
+from bench import generated_c
+from bench.pairs import pairs
+from bench.workload import Workload
+from cy_core.columns import Columns
+from edge.decoder import Decoder
+
+SLOW_FRAMES = 20_000  # of the log, for what takes microseconds a frame
+
+
+def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
+    decoder = Decoder(load.manifest)
+    columns = Columns(decoder.plan)
+    known = load.known
+    count = len(known)
+    records = known.to_bytes()[0]
+
+    def whole() -> object:
+        return decoder.decode_batch(known, columns)
+
+    library = generated_c.build(load.databases, folder / "generated")
+    unpacked = library.decode(records, count)
+    own, peer, ratio = pairs(whole, lambda: library.decode(records, count), 15, 50, 50)
+    yield _figure(
+        "decode, whole log in one buffer", own, count, "generated C -O3, into structs", peer, unpacked, ratio, 3
+    )
+
+    databases = {bus: _database(paths) for bus, paths in load.databases.items()}
+    some = known.slice(0, SLOW_FRAMES)
+    listed = [(databases[load.manifest.buses[bus]], can_id & 0x1FFFFFFF, data) for _, bus, can_id, _, data in some]
+
+    def with_cantools() -> None:
+        for database, can_id, data in listed:
+            database.decode_message(can_id, data)
+
+    own, peer, ratio = pairs(whole, with_cantools, 7, 50)
+    ratio *= count / len(listed)
+    yield _figure(
+        "decode, whole log in one buffer", own, count, "cantools decode_message", peer, len(listed), ratio, 400
+    )
+
+    seconds = load.seconds()
+
+    def by_second() -> None:
+        for batch in seconds:
+            decoder.decode_batch(batch, columns)
+
+    own, peer, ratio = pairs(by_second, with_cantools, 7, 50)
+    ratio *= count / len(listed)
+    yield _figure("decode, 1 s batches", own, count, "cantools decode_message", peer, len(listed), ratio, 300)
+
+    single = [(load.manifest.buses[bus], can_id & 0x1FFFFFFF, data, can_id >> 31) for _, bus, can_id, _, data in some]
+
+    def one_by_one() -> None:
+        decode = decoder.decode
+        for bus, can_id, data, extended in single:
+            decode(bus, can_id, data, extended=extended)
+
+    own, peer, ratio = pairs(one_by_one, with_cantools, 7)
+    yield _figure(
+        "decode() of one frame to a dict", own, len(single), "cantools decode_message", peer, len(listed), ratio, 8
+    )
+
+
+def _database(paths: list[Path]) -> Any:
+    database = cantools.database.Database(strict=False)
+    for path in paths:
+        database.add_dbc_file(path)
+    return database
+
+
+def _figure(
+    name: str, own: float, frames: int, peer: str, peer_s: float, peer_frames: int, ratio: float, asked: float
+) -> dict[str, Any]:
+    return {
+        "figure": name,
+        "ns_per_frame": 1e9 * own / frames,
+        "frames": frames,
+        "against": peer,
+        "against_ns_per_frame": 1e9 * peer_s / peer_frames,
+        "against_frames": peer_frames,
+        "times_faster": ratio,
+        "asked": asked,
+    }
