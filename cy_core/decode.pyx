@@ -9,7 +9,7 @@ even for the baseline of its architecture; decoding frame by frame costs three t
 one mispredicted branch a frame. Payloads over eight bytes are decoded row by row.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from cy_core.columns cimport Columns, column_t, group_t
@@ -31,21 +31,17 @@ cdef enum:
     AT_ONCE = 16384             # frames; with what they turn into they stay in the second-level cache
 
 
-cdef struct bucket_t:               # frames of one message, in one batch; bucket 0 takes those without
-    uint64_t counts                 # of frames; above 32 bits, of payloads that end before the last signal does
-    uint32_t position               # of its next row
-    uint16_t needed                 # as in message_t
-    uint8_t is_long
-    uint8_t is_special              # not just eight bytes to copy
-
-
 cdef class BatchDecoder:
     """Decodes batches by one plan. Holds its scratch memory, so use one in each thread."""
 
     cdef readonly Plan plan
-    cdef bucket_t* buckets          # one a message, behind the one for none; counts are 0 between batches
+    # Of each message, at its number + 1; at 0, of the frames without one. Apart, as each loop needs only some.
+    cdef uint64_t* counts           # of frames; above 32 bits, of payloads that end before the last signal does
+    cdef uint32_t* positions        # of the next row
+    cdef uint16_t* needed           # as in message_t
+    cdef uint8_t* is_special        # not just eight bytes to copy
     cdef uint16_t* message_of       # one a frame
-    cdef uint64_t* payloads         # rows by message: eight payload bytes, or the frame's number where long
+    cdef uint64_t* payloads         # rows by message: eight payload bytes, or the frame's number for long ones
     cdef uint8_t* lengths           # rows by message
     cdef uint64_t* spare            # as payloads, for a second sort
     cdef uint32_t* variant_of       # one a row, while a message's rows are split
@@ -56,16 +52,20 @@ cdef class BatchDecoder:
     def __cinit__(self, Plan plan not None):
         cdef uint32_t i
         self.plan = plan
-        self.buckets = <bucket_t*>malloc((plan.message_count + 1) * sizeof(bucket_t))
-        if self.buckets == NULL:
-            raise MemoryError(f"no memory for {plan.message_count} messages")
-        memset(self.buckets, 0, (plan.message_count + 1) * sizeof(bucket_t))
+        self.counts = <uint64_t*>_grow(NULL, (plan.message_count + 1) * sizeof(uint64_t))
+        self.positions = <uint32_t*>_grow(NULL, (plan.message_count + 1) * sizeof(uint32_t))
+        self.needed = <uint16_t*>_grow(NULL, (plan.message_count + 1) * sizeof(uint16_t))
+        self.is_special = <uint8_t*>_grow(NULL, plan.message_count + 1)
+        memset(self.counts, 0, (plan.message_count + 1) * sizeof(uint64_t))
+        self.needed[0] = 0
         for i in range(plan.message_count):
-            self.buckets[i + 1].needed = plan.messages[i].needed
-            self.buckets[i + 1].is_long = plan.messages[i].is_long
+            self.needed[i + 1] = plan.messages[i].needed
 
     def __dealloc__(self):
-        free(self.buckets)
+        free(self.counts)
+        free(self.positions)
+        free(self.needed)
+        free(self.is_special)
         free(self.message_of)
         free(self.payloads)
         free(self.lengths)
@@ -113,33 +113,34 @@ cdef class BatchDecoder:
         cdef const frame_t* records = frames.records + start
         cdef Py_ssize_t arena_start = columns.arena_size
         cdef uint32_t i, first = 0
-        cdef bucket_t* bucket
+        cdef bint any_special = False
         self._count(records, count, columns)
-        columns.unknown_frames += <uint32_t>self.buckets[0].counts
+        columns.unknown_frames += <uint32_t>self.counts[0]
         for i in range(self.plan.message_count + 1):
-            bucket = &self.buckets[i]
-            bucket.position = first
-            bucket.is_special = (
-                bucket.is_long
-                or bucket.counts >> 32
+            self.positions[i] = first
+            first += <uint32_t>self.counts[i]
+            self.is_special[i] = self.counts[i] and (
+                self.counts[i] >> 32
                 or frames.slot_count
-                or (i and self.plan.messages[i - 1].is_multiplexed)
+                or (i and (self.plan.messages[i - 1].is_long or self.plan.messages[i - 1].is_multiplexed))
             )
-            first += <uint32_t>bucket.counts
+            any_special |= self.is_special[i]
         columns.allocate(8 * count)
-        self._scatter(records, count, frames.payloads, <int64_t*>(columns.arena + arena_start))
+        self._scatter(records, count, <int64_t*>(columns.arena + arena_start))
+        if any_special:
+            self._scatter_special(records, count, frames.payloads)
         for i in range(self.plan.message_count):
-            if self.buckets[i + 1].counts:
+            if self.counts[i + 1]:
                 self._decode_message(i, records, frames.payloads, arena_start, columns)
-        for i in range(self.plan.message_count + 1):
-            self.buckets[i].counts = 0
+        memset(self.counts, 0, (self.plan.message_count + 1) * sizeof(uint64_t))
         return 0
 
     cdef void _count(self, const frame_t* records, Py_ssize_t count, Columns columns) noexcept nogil:
         """Find each frame's message, and count them."""
         # Locals, so that no store in the loop makes the compiler load them again.
         cdef uint16_t* message_of = self.message_of
-        cdef bucket_t* buckets = self.buckets
+        cdef uint64_t* counts = self.counts
+        cdef const uint16_t* needed = self.needed
         cdef identifiers_t identifiers = self.plan.identifiers
         cdef uint32_t message
         cdef Py_ssize_t i
@@ -156,42 +157,46 @@ cdef class BatchDecoder:
                     else:
                         columns.remote_frames += 1
             message_of[i] = <uint16_t>message
-            buckets[message].counts += 1 + (<uint64_t>(records[i].length < buckets[message].needed) << 32)
+            counts[message] += 1 + (<uint64_t>(records[i].length < needed[message]) << 32)
 
-    cdef void _scatter(
-        self, const frame_t* record, Py_ssize_t count, const uint8_t* slots, int64_t* times
-    ) noexcept nogil:
-        """Sort by message: times, and eight payload bytes, or the frame's number where that is not enough.
+    cdef void _scatter(self, const frame_t* records, Py_ssize_t count, int64_t* times) noexcept nogil:
+        """Sort times and the first eight payload bytes by message.
 
         Frames without a message are sorted too, in front: cheaper than a branch at each.
         """
         cdef const uint16_t* message_of = self.message_of
-        cdef bucket_t* buckets = self.buckets
+        cdef uint32_t* positions = self.positions
         cdef uint64_t* payloads = self.payloads
-        cdef bucket_t* bucket
         cdef uint32_t row
         cdef Py_ssize_t i
         for i in range(count):
-            bucket = &buckets[message_of[i]]
-            row = bucket.position
-            bucket.position = row + 1
-            times[row] = record.time_us
-            payloads[row] = record.data
-            if bucket.is_special:
-                self.lengths[row] = record.length
-                if bucket.is_long:
-                    payloads[row] = i
-                elif record.length > 8:
-                    memcpy(&payloads[row], slots + record.data * PAYLOAD_SLOT, 8)
-            record += 1
+            row = positions[message_of[i]]
+            positions[message_of[i]] = row + 1
+            times[row] = records[i].time_us
+            payloads[row] = records[i].data
+
+    cdef void _scatter_special(self, const frame_t* records, Py_ssize_t count, const uint8_t* slots) noexcept nogil:
+        """Once more for messages whose rows need more than that: their lengths, and long payloads or where they are."""
+        cdef uint32_t i, message, row
+        for i in range(self.plan.message_count + 1):
+            self.positions[i] -= <uint32_t>self.counts[i]
+        for i in range(count):
+            message = self.message_of[i]
+            row = self.positions[message]
+            self.positions[message] = row + 1
+            if self.is_special[message]:
+                self.lengths[row] = records[i].length
+                if message and self.plan.messages[message - 1].is_long:
+                    self.payloads[row] = i
+                elif records[i].length > 8:
+                    memcpy(&self.payloads[row], slots + records[i].data * PAYLOAD_SLOT, 8)
 
     cdef int _decode_message(
         self, uint32_t number, const frame_t* records, const uint8_t* slots, Py_ssize_t arena_start, Columns columns
     ) except -1 nogil:
         cdef const message_t* message = &self.plan.messages[number]
-        cdef bucket_t* bucket = &self.buckets[number + 1]
-        cdef Py_ssize_t count = <uint32_t>bucket.counts, short_count = bucket.counts >> 32
-        cdef Py_ssize_t first = bucket.position - count
+        cdef Py_ssize_t count = <uint32_t>self.counts[number + 1], short_count = self.counts[number + 1] >> 32
+        cdef Py_ssize_t first = self.positions[number + 1] - count
         cdef Py_ssize_t times = arena_start + 8 * first
         columns.short_frames += short_count
         if message.signal_count == 0:
