@@ -151,8 +151,40 @@ def _open_text(path: str) -> tuple[IO[bytes], Any, tuple[type[Exception], ...]]:
     if path.lower().endswith(".zst"):
         import zstandard
 
-        return file, zstandard.ZstdDecompressor().stream_reader(file, closefd=False), (OSError, zstandard.ZstdError)
+        return file, _ZstdText(file), (EOFError, OSError, zstandard.ZstdError)
     return file, file, (OSError,)
+
+
+class _ZstdText:
+    """The text of a zstd file; unlike the library's own reader it tells a file that is cut from one that ends."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        import zstandard
+
+        self._file = file
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame = self._decompressor.decompressobj()
+        self._is_between = True  # two frames, where a file may end
+        self._text = b""
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._text:
+            packed = self._frame.unused_data or self._file.read(PIECE_BYTES // 8)
+            if not packed:
+                if self._is_between:
+                    return 0
+                raise EOFError("the zstd stream ends in the middle")
+            if self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            self._text = self._frame.decompress(packed)
+            self._is_between = self._frame.eof
+        part = self._text[: len(buffer)]
+        buffer[: len(part)] = part
+        self._text = self._text[len(part) :]
+        return len(part)
+
+    def close(self) -> None:
+        self._text = b""
 
 
 class PythonCanLog:

@@ -9,20 +9,22 @@
 One row a sample. Everything is done on whole columns; no Python object is made for a value.
 """
 
-import csv
 import struct
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from cy_core.columns import Columns
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal
+from fleet.csv_file import CsvFile
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -36,8 +38,18 @@ SCHEMA = pa.schema(
         ("label", TEXT),
     ]
 )
+# On the way to a file, rows also have the number of their signal in the manifest; files do not.
+ORDER = "_order"
+PARTITIONS = ("vehicle", "campaign", "date")
+ROWS_IN_GROUP = 1 << 18
+EXACT = 1 << 53  # float64 holds every whole number up to here
 
 Numbers = np.ndarray[Any, Any]
+
+
+def from_columns(columns: Columns, manifest: DecoderManifest, utc_offset_us: int = 0) -> pa.Table:
+    """The samples in order of time, those of one time in the manifest's order. For many, keep a TableMaker."""
+    return TableMaker(manifest).table(columns, utc_offset_us)
 
 
 class TableMaker:
@@ -54,23 +66,28 @@ class TableMaker:
 
     def table(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
         """The samples in order of time, those of one time in the manifest's order; time_us is UTC."""
+        from fleet.sort import in_order
+
+        return in_order(self.rows(columns, utc_offset_us)).select(SCHEMA.names)
+
+    def rows(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
+        """The samples in no order, with the column ORDER."""
         parts = [part for group in columns.groups() for part in self._group(group)]
         if not parts:
-            return SCHEMA.empty_table()
+            return SCHEMA.append(pa.field(ORDER, pa.int32())).empty_table()
         times, numbers, raws, values, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.lexsort((numbers, times))
-        numbers = numbers[order]
         return pa.table(
             [
-                pa.array(times[order] + utc_offset_us),
+                pa.array(times + utc_offset_us),
                 self._buses.array(numbers),
                 self._messages.array(numbers),
                 self._signals.array(numbers),
-                pa.array(raws[order]),
-                pa.array(values[order]),
-                self._labels.array(labels[order]),
+                pa.array(raws),
+                pa.array(values),
+                self._labels.array(labels),
+                pa.array(numbers),
             ],
-            schema=SCHEMA,
+            schema=SCHEMA.append(pa.field(ORDER, pa.int32())),
         )
 
     def _group(self, group: Any) -> Iterator[tuple[Numbers, ...]]:
@@ -79,20 +96,25 @@ class TableMaker:
         signals = self.manifest.messages[group.message].signals
         for index, letter, data in group.columns:
             column = np.frombuffer(data, letter)
-            raw, value, label = self._column(first + index, signals[index], column)
+            raw = column.view(f"u{column.itemsize}") if signals[index].is_float else column
+            value, label = physical(signals[index], column), self._labels.codes(first + index, column)
+            parts = (raw.astype(np.int64), value, label)
             if len(column) != len(times):
-                raw, value, label = (np.repeat(array, len(times)) for array in (raw, value, label))
-            yield times, np.full(len(times), first + index, np.int32), raw, value, label
+                parts = tuple(np.repeat(array, len(times)) for array in parts)
+            yield times, np.full(len(times), first + index, np.int32), *parts
 
-    def _column(self, number: int, signal: Signal, column: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        if signal.is_float:
-            raw = column.view(f"u{column.itemsize}").astype(np.int64)
-        else:
-            raw = column.astype(np.int64)
-        value = column.astype(np.float64)
-        if (signal.factor, signal.offset) != (1, 0):
-            value = value * signal.factor + signal.offset
-        return raw, value, self._labels.codes(number, raw)
+
+def physical(signal: Signal, column: Numbers) -> Numbers:
+    """raw * factor + offset to the last bit of what exact whole numbers and then float64 give."""
+    value: Numbers = column.astype(np.float64)
+    if (signal.factor, signal.offset) == (1, 0):
+        return value
+    scaled: Numbers = value * signal.factor + signal.offset
+    if column.dtype.kind in "iu" and column.itemsize == 8 and isinstance(signal.factor, int):
+        # Only here can a product be whole and too long for a float64.
+        for place in np.flatnonzero(np.abs(value) * abs(signal.factor) + abs(signal.offset) >= EXACT):
+            scaled[place] = float(int(column[place]) * signal.factor + signal.offset)
+    return scaled
 
 
 class _Names:
@@ -114,20 +136,18 @@ class _Labels:
         known: dict[str, int] = {}
         self._of: list[tuple[Numbers, Numbers] | None] = []
         for signal in signals:
-            codes = {raw: known.setdefault(label, len(known)) for raw, label in sorted(signal.labels.items())}
-            keys = [raw for raw in codes if -(1 << 63) <= raw < 1 << 63]
-            self._of.append(
-                (np.array(keys, np.int64), np.array([codes[raw] for raw in keys], np.int32))
-                if keys and not signal.is_float
-                else None
-            )
+            kind = np.float64 if signal.is_float else np.int64 if signal.signed else np.uint64
+            keys = [raw for raw in sorted(signal.labels) if _fits(raw, kind)]
+            codes = [known.setdefault(signal.labels[raw], len(known)) for raw in keys]
+            self._of.append((np.array(keys, kind), np.array(codes, np.int32)) if keys else None)
         self._names = pa.array(known, pa.string())
 
-    def codes(self, number: int, raw: Numbers) -> Numbers:
+    def codes(self, number: int, column: Numbers) -> Numbers:
         labels = self._of[number]
         if labels is None:
-            return np.full(len(raw), -1, np.int32)
+            return np.full(len(column), -1, np.int32)
         keys, codes = labels
+        raw = column.astype(keys.dtype)
         places = np.minimum(np.searchsorted(keys, raw), len(keys) - 1)
         found: Numbers = np.where(keys[places] == raw, codes[places], np.int32(-1))
         return found
@@ -136,7 +156,32 @@ class _Labels:
         return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), self._names)
 
 
+def _fits(raw: int, kind: type) -> bool:
+    if kind is np.float64:
+        return abs(raw) <= EXACT
+    return bool(np.iinfo(kind).min <= raw <= np.iinfo(kind).max)
+
+
+def natural(signal: Signal, raw: int, value: float) -> tuple[int | float, int | float]:
+    """raw and value of one row as the numbers that they are: whole ones as int, exact beyond 2^53."""
+    if signal.is_float:
+        size = signal.length // 8
+        bits = (raw & ((1 << signal.length) - 1)).to_bytes(size, "little")
+        return struct.unpack({2: "<e", 4: "<f", 8: "<d"}[size], bits)[0], value
+    if not signal.signed and raw < 0:
+        raw += 1 << 64
+    if isinstance(signal.factor, int) and isinstance(signal.offset, int):
+        return raw, raw * signal.factor + signal.offset
+    return raw, value
+
+
 # -- files -------------------------------------------------------------------------------------------------------
+
+
+def write(table: pa.Table, path: Path | str, manifest: DecoderManifest) -> None:
+    """Write a table of this manifest to .parquet or .csv; see open_writer."""
+    with open_writer(Path(path), manifest) as writer:
+        writer.write(table)
 
 
 @contextmanager
@@ -149,7 +194,7 @@ def open_writer(path: Path, manifest: DecoderManifest) -> Iterator[Any]:
         raise InputError(path, "is no kind of table by its suffix", "take .parquet or .csv")
     draft = path.with_name(f".{path.name}.draft")
     try:
-        with _ParquetFile(draft) if path.suffix == ".parquet" else _CsvFile(draft, manifest) as file:
+        with ParquetFile(draft) if path.suffix == ".parquet" else CsvFile(draft, SCHEMA.names, manifest) as file:
             yield file
         draft.replace(path)
     except OSError as error:
@@ -158,59 +203,55 @@ def open_writer(path: Path, manifest: DecoderManifest) -> Iterator[Any]:
         draft.unlink(missing_ok=True)
 
 
-class _ParquetFile:
+class ParquetFile:
+    """Small tables are put together to row groups of a useful size."""
+
     def __init__(self, path: Path) -> None:
         self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+        self._waiting: list[pa.Table] = []
 
-    def __enter__(self) -> "_ParquetFile":
+    def __enter__(self) -> "ParquetFile":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        if kind is None:
+            self._flush()
         self._writer.close()
 
     def write(self, table: pa.Table) -> None:
-        self._writer.write_table(table)
+        self._waiting.append(table.select(SCHEMA.names))
+        if sum(part.num_rows for part in self._waiting) >= ROWS_IN_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting).unify_dictionaries())
+            self._waiting = []
 
 
-class _CsvFile:
-    """raw is written as the number it is: a float for floats, unsigned for unsigned fields."""
+def read(folder: Path | str, manifests: Mapping[str, DecoderManifest] | Path | None = None) -> pa.Table:
+    """A folder that `decode` made, or with manifests one of messages, as one table.
 
-    def __init__(self, path: Path, manifest: DecoderManifest) -> None:
-        self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(SCHEMA.names)
-        self._signals = {
-            (message.bus, message.name, s.name): s for message in manifest.messages for s in message.signals
-        }
+    It has the columns of SCHEMA, then vehicle, campaign and date, and is in the order of those and of time.
+    Raises InputError: there is no table in it, nor a message.
+    """
+    folder = Path(folder)
+    if manifests is not None:
+        from fleet.decode import decode
 
-    def __enter__(self) -> "_CsvFile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, table: pa.Table) -> None:
-        for time_us, bus, message, signal, raw, value, label in zip(*table.to_pydict().values(), strict=True):
-            field = self._signals[bus, message, signal]
-            self._writer.writerow([time_us, bus, message, signal, *natural(field, raw, value), label or ""])
-
-
-def natural(signal: Signal, raw: int, value: float) -> tuple[int | float, int | float]:
-    """raw and value as the numbers that they are: whole ones as int, exact beyond 2^53."""
-    if signal.is_float:
-        size = signal.length // 8
-        return struct.unpack({2: "<e", 4: "<f", 8: "<d"}[size], raw.to_bytes(size + 1, "little", signed=True)[:size])[
-            0
-        ], value
-    if not signal.signed and raw < 0:
-        raw += 1 << 64
-    if isinstance(signal.factor, int) and isinstance(signal.offset, int):
-        return raw, raw * signal.factor + signal.offset
-    return raw, value
-
-
-def read(folder: Path | str) -> pa.Table:
-    """All tables of a folder that `decode` made, with the columns vehicle and date. Raises InputError: none there."""
-    if not any(Path(folder).rglob("*.parquet")):
+        with tempfile.TemporaryDirectory() as scratch:
+            decode([folder], manifests, Path(scratch) / "table")
+            return _read(Path(scratch) / "table")
+    if not folder.is_dir() or not any(folder.rglob("*.parquet")):
         raise InputError(folder, "holds no table", "`bordnetz fleet decode` makes one")
-    return pq.read_table(folder, partitioning="hive")
+    return _read(folder)
+
+
+def _read(folder: Path) -> pa.Table:
+    paths = [str(path) for path in sorted(folder.rglob("*.parquet"))]
+    fields = pa.schema([(name, TEXT) for name in PARTITIONS])
+    partitioning = pa.dataset.partitioning(fields, flavor="hive", dictionaries="infer")
+    if not paths:
+        return pa.schema([*SCHEMA, *fields]).empty_table()
+    table = pa.dataset.dataset(paths, format="parquet", partitioning=partitioning).to_table()
+    return table.select([*SCHEMA.names, *PARTITIONS]).unify_dictionaries()

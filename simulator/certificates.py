@@ -32,8 +32,10 @@ def make(folder: Path, address: str, names: list[str]) -> tuple[Path, Path, Path
     key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     paths[0].write_bytes(ca.public_bytes(pem))
     paths[1].write_bytes(server.public_bytes(pem) + ca.public_bytes(pem))
-    paths[2].touch(mode=0o600)
-    paths[2].write_bytes(key)
+    draft = folder / "key.draft"
+    draft.touch(mode=0o600)
+    draft.write_bytes(key)
+    draft.replace(paths[2])
     return paths
 
 

@@ -3,7 +3,7 @@
     drive or LOG ─► collector ─► outbox ─► uplink ─► hub ─► messages ─► table
                     └ processes, started from the expanded template ┘
 
-What differs from a vehicle is said in one place, _adapt(): the source is a replay, and a message does not wait to
+What differs from a vehicle is said in one place, adapt(): the source is a replay, and a message does not wait to
 be filled.
 """
 
@@ -97,7 +97,7 @@ def run(
     if not recording.is_file():
         raise InputError(recording, "no such file", "give a recording")
     template = template or ROOT / "deployment.template.json"
-    expanded = _adapt(deployment.expand(template), recording)
+    expanded = adapt(deployment.expand(template), recording)
     return asyncio.run(_run(expanded, recording, meaning, out, say))
 
 
@@ -122,7 +122,7 @@ def _empty(out: Path) -> None:
     marker.touch()
 
 
-def _adapt(manifest: dict[str, Any], recording: Path) -> dict[str, Any]:
+def adapt(manifest: dict[str, Any], recording: Path) -> dict[str, Any]:
     content = deployment.modules_content(manifest, Path("manifest"))
     collector = content["$edgeAgent"]["properties.desired"]["modules"]["collector"]
     collector["env"]["BORDNETZ_SOURCE"]["value"] = f"replay:{VEHICLE_FOLDER}/{recording.name}"
@@ -142,7 +142,7 @@ async def _run(manifest: dict[str, Any], recording: Path, meaning: DecoderManife
         started = time.monotonic()
         say(f"starting {', '.join(device.modules)} from the deployment template, with a hub on {device.address}:8883")
         device.start_modules()
-        line = asyncio.create_task(_follow(device, out, say))
+        line = asyncio.create_task(follow(device, out, say))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([line, stopped], return_when=asyncio.FIRST_COMPLETED)
         if not line.done():
@@ -171,12 +171,12 @@ class Interrupted(EdgeError):
     """A person stopped it."""
 
 
-async def _follow(device: EdgeDevice, out: Path, say: Say) -> dict[str, Any]:
+async def follow(device: EdgeDevice, out: Path, say: Say) -> dict[str, Any]:
     """Wait until the source has ended and the outbox is empty; return what the collector says of itself."""
     last: tuple[int, ...] = ()
     moved = time.monotonic()
     while True:
-        collector, uplink = await _status(device.hub, "collector"), await _status(device.hub, "uplink")
+        collector, uplink = await status(device.hub, "collector"), await status(device.hub, "uplink")
         if collector and uplink:
             now = (collector["source"]["frames"], uplink["outbox"]["records"], uplink["sent"]["records"])
             if now != last:
@@ -192,10 +192,11 @@ async def _follow(device: EdgeDevice, out: Path, say: Say) -> dict[str, Any]:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _status(hub: Hub, module: str) -> dict[str, Any] | None:
+async def status(hub: Hub, module: str) -> dict[str, Any] | None:
+    """What a module says of itself; None while it cannot."""
     with suppress(NoAnswer):
-        status, answer = await hub.call(module, "getStatus", timeout_s=5)
-        if status == 200 and isinstance(answer, dict):
+        code, answer = await hub.call(module, "getStatus", timeout_s=5)
+        if code == 200 and isinstance(answer, dict):
             return answer
     return None
 

@@ -1,312 +1,234 @@
-"""Deployment templates and manifests: expand them like the official tools, and find what IoT Edge would refuse.
+"""Deployment templates and manifests: what IoT Edge, or the way there, would refuse.
 
-    deployment.template.json ──expand──► manifest: variables and images filled in, createOptions as strings in chunks
+    template ──expand──► manifest ──check──► findings: `file: JSON path: problem; way out`
 
-Rules: the IoT Edge deployment schemas, and edgeAgent's own parsing. Unlike the official tools, an image that no
-module.json gives is an error here, not something to find out on the vehicle.
+Rules: the IoT Edge deployment schemas (agent 1.0 and 1.1, hub 1.0 to 1.3), edgeAgent's own parsing, the limits of
+twins. Whatever a document holds, check ends with findings, not with a crash.
 """
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
-from simulator.twin import SECTION_BYTES, Rejected
+from simulator import routes
+from simulator.template import (
+    AGENT,
+    DESIRED,
+    all_modules,
+    create_options,
+    expand,
+    module_of_image,
+    modules_content,
+    object_of,
+    read_json,
+    try_expand,
+)
+from simulator.twin import Rejected
 from simulator.twin import check as check_twin
 
-CHUNK_CHARACTERS = 512
-MOST_CHUNKS = 8
-PLATFORM = "amd64"
-KEPT_WORDS = ("edgeAgent", "edgeHub", "upstream", "schema-template")
-PLACEHOLDER = re.compile(r"\$(?:\{([A-Za-z_][\w.<>/-]*)\}|([A-Za-z_]\w*))")
-MODULE_NAME = re.compile(r"^[A-Za-z0-9_-]+$")
-ROUTE = re.compile(
-    r"^\s*(?:SELECT\s+\*\s+)?FROM\s+(?P<source>/\S*)(?:\s+WHERE\s+(?P<condition>.+?))?\s+INTO\s+(?P<sink>\S.*?)\s*$",
-    re.IGNORECASE | re.DOTALL,
-)
-SOURCE = re.compile(
-    r"^/(\*|twinChangeNotifications(/\*)?|messages(/\*|/modules(/\*|/[\w-]+(/\*|/outputs(/\*|/[\w.-]+(/\*)?)?)?)?)?)$",
-    re.IGNORECASE,
-)
-ENDPOINT = re.compile(r'^BrokeredEndpoint\("/modules/([\w-]+)/inputs/[\w.-]+"\)$', re.IGNORECASE)
+__all__ = ["check", "create_options", "expand", "module_of_image", "modules_content", "read_json"]
+
+MODULE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 ENUMERATIONS = {
     "type": ("docker",),
     "status": ("running", "stopped"),
     "restartPolicy": ("never", "on-failure", "on-unhealthy", "always"),
     "imagePullPolicy": ("on-create", "never"),
 }
-
-
-# -- expanding ---------------------------------------------------------------------------------------------------
-
-
-def expand(path: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The manifest of a template; env replaces the environment (and .env beside the template).
-
-    Raises InputError: not JSON, an undefined variable or ${MODULES.x}, createOptions over their limit.
-    """
-    template = read_json(path)
-    variables = {**_dotenv(path.parent / ".env"), **(os.environ if env is None else env)}
-    images = module_images(path.parent, variables)
-    template.pop("$schema-template", None)
-    expanded: dict[str, Any] = _expand(template, path, "", variables, images)
-    for place, module in _all_modules(modules_content(expanded, path)):
-        settings = module.get("settings", {})
-        if "createOptions" in settings:
-            _chunk_create_options(settings, f"{path}: {place}.settings.createOptions")
-    return expanded
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            path, f"cannot be read ({error.strerror})", "give a deployment template or manifest"
-        ) from error
-    except ValueError as error:
-        raise InputError(path, f"is not JSON ({error})", "correct it there") from error
-    if not isinstance(document, dict):
-        raise InputError(path, "is not a JSON object", "give a deployment template or manifest")
-    return document
-
-
-def modules_content(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Raises InputError where there is none."""
-    content = document.get("modulesContent", document.get("content", {}).get("modulesContent"))
-    if not isinstance(content, dict):
-        raise InputError(path, "has no modulesContent", "give a deployment template or manifest")
-    return content
-
-
-def module_images(root: Path, variables: Mapping[str, str]) -> dict[str, str]:
-    """`MODULES.name`, with platform and `.debug` or without, to image name, from modules/*/module.json.
-
-    Raises InputError: a module.json that is not JSON, or names an undefined variable.
-    """
-    images: dict[str, str] = {}
-    for file in sorted(root.glob("modules/*/module.json")):
-        image = _expand(read_json(file).get("image", {}), file, "image", variables, {})
-        tag = image.get("tag", {})
-        for platform in tag.get("platforms", {}):
-            name = f"{image.get('repository')}:{tag.get('version')}-{platform}"
-            images[f"MODULES.{file.parent.name}.{platform}"] = name
-            if platform in (PLATFORM, f"{PLATFORM}.debug"):
-                images[f"MODULES.{file.parent.name}{platform.removeprefix(PLATFORM)}"] = name
-    return images
-
-
-def module_of_image(root: Path, image: str) -> str | None:
-    """The folder under modules/ whose module.json names this image, whatever registry it is in."""
-    for file in sorted(root.glob("modules/*/module.json")):
-        repository = str(read_json(file).get("image", {}).get("repository"))
-        if image.rpartition(":")[0].rpartition("/")[2] == repository.rpartition("/")[2]:
-            return file.parent.name
-    return None
-
-
-def _expand(value: Any, path: Path, place: str, variables: Mapping[str, str], images: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {
-            name: _expand(entry, path, f"{place}.{name}".lstrip("."), variables, images)
-            for name, entry in value.items()
-        }
-    if isinstance(value, list):
-        return [_expand(entry, path, f"{place}[{i}]", variables, images) for i, entry in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replaced(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name in variables:
-            return variables[name]
-        if name in KEPT_WORDS:
-            return match[0]
-        if name.startswith("MODULEDIR<"):
-            return str((path.parent / name[len("MODULEDIR<") :].rstrip(">")).resolve())
-        if name in images:
-            return images[name]
-        if name.startswith("MODULES."):
-            known = ", ".join(sorted({key.split(".")[1] for key in images})) or "none"
-            raise InputError(f"{path}: {place}", f"{match[0]} is no module", f"modules with a module.json: {known}")
-        raise InputError(f"{path}: {place}", f"{match[0]} is not defined", "set it in the environment or in .env")
-
-    return PLACEHOLDER.sub(replaced, value)
-
-
-def _chunk_create_options(settings: dict[str, Any], place: str) -> None:
-    options = settings["createOptions"]
-    text = options if isinstance(options, str) else json.dumps(options, separators=(",", ":"))
-    chunks = [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text), CHUNK_CHARACTERS)] or [""]
-    if len(chunks) > MOST_CHUNKS:
-        raise InputError(place, f"{len(text)} characters; {MOST_CHUNKS * CHUNK_CHARACTERS} are allowed", "shorten them")
-    settings["createOptions"] = chunks[0]
-    for number, chunk in enumerate(chunks[1:], start=1):
-        settings[f"createOptions{number:02}"] = chunk
-
-
-def create_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """createOptions put together from their chunks. Raises ValueError: not a JSON object."""
-    first = settings.get("createOptions", "")
-    if isinstance(first, dict):
-        return first
-    names = sorted(name for name in settings if re.fullmatch(r"createOptions\d\d", name))
-    options = json.loads(first + "".join(settings[name] for name in names) or "{}")
-    if not isinstance(options, dict):
-        raise ValueError("not a JSON object")
-    return options
-
-
-def _dotenv(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
-
-
-# -- checking ----------------------------------------------------------------------------------------------------
+AGENT_VERSIONS = ("1.0", "1.1")
+HUB_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
+HUB = "modulesContent.$edgeHub"
 
 
 def check(path: Path, env: Mapping[str, str] | None = None) -> list[str]:
-    """Findings, one line each: `file: place: problem; way out`. Raises InputError: it cannot be read at all."""
-    document = read_json(path)
-    modules_content(document, path)
-    try:
-        document = expand(path, env)
-    except InputError as error:
-        return [str(error)]
-    return [f"{path}: {finding}" for finding in _findings(modules_content(document, path), path.parent)]
+    """Findings, one line each. env as in expand. Raises InputError: it cannot be read at all."""
+    manifest, problems = try_expand(path, env)
+    findings = _Findings(path)
+    findings += [str(problem) for problem in problems]
+    content = modules_content(manifest, path)
+    _check_owners(findings, content)
+    modules = set()
+    for place, module in all_modules(content):
+        if ".systemModules." not in place:
+            modules.add(place.rpartition(".")[2])
+        _check_module(findings, place, module)
+    _check_agent(findings, object_of(object_of(content, "$edgeAgent"), DESIRED))
+    _check_hub(findings, object_of(content, "$edgeHub"), modules)
+    _check_twins(findings, content, modules)
+    _check_leftovers(findings, manifest, "")
+    _check_dockerfiles(findings, path.parent)
+    return list(dict.fromkeys(findings))
 
 
-def _findings(content: dict[str, Any], root: Path) -> Iterator[str]:
-    for owner in ("$edgeAgent", "$edgeHub"):
-        if owner not in content and not any(name.startswith("properties.desired") for name in content.get(owner, {})):
-            yield f"modulesContent: there is no {owner}; every deployment but a layered one has it"
-    modules = {name for name, _ in _named_modules(content)}
-    for place, module in _all_modules(content):
-        yield from _module_findings(place, module)
-    yield from _agent_findings(content.get("$edgeAgent", {}).get("properties.desired", {}))
-    yield from _hub_findings(content.get("$edgeHub", {}).get("properties.desired", {}), modules)
-    for owner, twin in content.items():
-        yield from _twin_findings(owner, twin, modules)
-    yield from _module_json_findings(root)
+class _Findings(list[str]):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def add(self, place: str, problem: str, way_out: str) -> None:
+        self.append(f"{self._path}: {place}: {problem}; {way_out}")
+
+    def objects(self, parent: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
+        """parent[key]; where it is no object, a finding and an empty one."""
+        if not isinstance(parent.get(key, {}), dict):
+            self.add(f"{place}.{key}", "is no object", "write { … }")
+        return object_of(parent, key)
 
 
-def _named_modules(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    desired = content.get("$edgeAgent", {}).get("properties.desired", {})
-    yield from desired.get("modules", {}).items()
-    for name, module in content.get("$edgeAgent", {}).items():
-        if name.startswith("properties.desired.modules."):  # of a layered deployment
-            yield name.removeprefix("properties.desired.modules."), module
+def _check_owners(findings: _Findings, content: dict[str, Any]) -> None:
+    is_layered = any(key.startswith(f"{DESIRED}.") for owner in content for key in object_of(content, owner))
+    for owner in content:
+        for key in findings.objects(content, owner, "modulesContent"):
+            if key != DESIRED and not key.startswith(f"{DESIRED}."):
+                findings.add(f"modulesContent.{owner}.{key}", "is not known", f"write {DESIRED}")
+            elif key == DESIRED:
+                findings.objects(content[owner], key, f"modulesContent.{owner}")
+    for owner in () if is_layered else ("$edgeAgent", "$edgeHub"):
+        if owner not in content:
+            findings.add("modulesContent", f"there is no {owner}", "every deployment but a layered one has it")
 
 
-def _all_modules(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    desired = content.get("$edgeAgent", {}).get("properties.desired", {})
-    for name, module in desired.get("systemModules", {}).items():
-        yield f"$edgeAgent.systemModules.{name}", module
-    for name, module in _named_modules(content):
-        yield f"$edgeAgent.modules.{name}", module
+def _check_agent(findings: _Findings, desired: dict[str, Any]) -> None:
+    if not desired:
+        return
+    place = f"{AGENT}.{DESIRED}"
+    _check_choice(findings, f"{place}.schemaVersion", desired.get("schemaVersion"), AGENT_VERSIONS)
+    runtime = findings.objects(desired, "runtime", place)
+    _check_choice(findings, f"{place}.runtime.type", runtime.get("type"), ENUMERATIONS["type"])
+    system = findings.objects(desired, "systemModules", place)
+    for name in sorted({"edgeAgent", "edgeHub"} - system.keys()):
+        findings.add(f"{place}.systemModules", f"there is no {name}", "every deployment but a layered one has it")
+    for name in sorted(system.keys() - {"edgeAgent", "edgeHub"}):
+        findings.add(f"{place}.systemModules.{name}", "is no system module", "move it to modules")
+    modules = findings.objects(desired, "modules", place)
+    if desired.get("schemaVersion") == "1.0" and any("startupOrder" in object_of(modules, name) for name in modules):
+        findings.add(f"{place}.schemaVersion", "startupOrder needs 1.1", "write 1.1")
 
 
-def _module_findings(place: str, module: dict[str, Any]) -> Iterator[str]:
+def _check_module(findings: _Findings, place: str, module: Any) -> None:
+    if not isinstance(module, dict):
+        findings.add(place, "is no object", "write { … }")
+        return
     name = place.rpartition(".")[2]
-    is_system = ".systemModules." in place
-    if not MODULE_NAME.match(name):
-        yield f"{place}: is no module name; letters, digits, _ and - are"
-    required = (
-        {"type", "settings"} if name == "edgeAgent" and is_system else {"type", "settings", "status", "restartPolicy"}
-    )
+    required = {"type", "settings", "status", "restartPolicy"}
+    if place.endswith(".systemModules.edgeAgent"):
+        required = {"type", "settings"}
+        for key in sorted(module.keys() & {"status", "restartPolicy", "startupOrder"}):
+            findings.add(f"{place}.{key}", "edgeAgent has none", "leave it away")
+    if not MODULE_NAME.fullmatch(name):
+        findings.add(place, f"{name!r} is no module name", "take letters, digits, _ and -")
     for key in sorted(required - module.keys()):
-        yield f"{place}: {key} is missing; {_choices(key)}"
-    for key, allowed in ENUMERATIONS.items():
-        if key in module and module[key] not in allowed:
-            yield f"{place}.{key}: {module[key]!r} is not allowed; {_choices(key)}"
+        findings.add(place, f"{key} is missing", f"add it, one of {', '.join(ENUMERATIONS.get(key, ('{ … }',)))}")
+    for key in sorted(ENUMERATIONS.keys() & module.keys()):
+        _check_choice(findings, f"{place}.{key}", module[key], ENUMERATIONS[key])
     if module.get("restartPolicy") in ("on-failure", "on-unhealthy"):
-        yield f"{place}.restartPolicy: {module['restartPolicy']} is not implemented by IoT Edge; take always"
-    order = module.get("startupOrder", 0)
-    if not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < 1 << 32:
-        yield f"{place}.startupOrder: {order!r} is no number from 0 to 4294967295"
-    settings = module.get("settings", {})
-    if not settings.get("image"):
-        yield f"{place}.settings.image: is missing; name an image, or ${{MODULES.name}}"
+        findings.add(f"{place}.restartPolicy", f"IoT Edge does not implement {module['restartPolicy']}", "take always")
+    if not _is_integer(module.get("startupOrder", 0), 0, (1 << 32) - 1):
+        findings.add(f"{place}.startupOrder", f"{module['startupOrder']!r} is no order", "take 0 to 4294967295")
+    _check_settings(findings, f"{place}.settings", findings.objects(module, "settings", place))
+    for variable, entry in findings.objects(module, "env", place).items():
+        value = entry.get("value") if isinstance(entry, dict) and len(entry) == 1 else None
+        if not variable or "=" in variable or not isinstance(value, str | int | float):
+            findings.add(f"{place}.env.{variable}", "is no setting", '"NAME": {"value": text, number, true or false}')
+
+
+def _check_settings(findings: _Findings, place: str, settings: dict[str, Any]) -> None:
+    if not isinstance(settings.get("image"), str) or not settings["image"].strip():
+        findings.add(f"{place}.image", "is missing", "name an image, or ${MODULES.name}")
     try:
-        create_options(settings)
-    except ValueError as error:
-        yield f"{place}.settings.createOptions: is not a JSON object ({error})"
-    for variable, entry in module.get("env", {}).items():
-        value = entry.get("value") if isinstance(entry, dict) else None
-        if not isinstance(value, str | int | float):
-            yield f'{place}.env.{variable}: is not {{"value": text, number or true/false}}'
-
-
-def _choices(key: str) -> str:
-    return f"one of {', '.join(ENUMERATIONS[key])}" if key in ENUMERATIONS else "it is required"
-
-
-def _agent_findings(desired: dict[str, Any]) -> Iterator[str]:
-    version = desired.get("schemaVersion")
-    if desired and version not in ("1.0", "1.1"):
-        yield f"$edgeAgent.schemaVersion: {version!r}; edgeAgent takes 1.0 and 1.1"
-    if version == "1.0" and any("startupOrder" in module for module in desired.get("modules", {}).values()):
-        yield "$edgeAgent.schemaVersion: startupOrder needs 1.1"
-
-
-def _hub_findings(desired: dict[str, Any], modules: set[str]) -> Iterator[str]:
-    version = desired.get("schemaVersion")
-    if desired and version not in ("1.0", "1.1", "1.2", "1.3"):
-        yield f"$edgeHub.schemaVersion: {version!r}; edgeHub takes 1.0 to 1.3"
-    for name, route in desired.get("routes", {}).items():
-        place = f"$edgeHub.routes.{name}"
-        if isinstance(route, dict):
-            if version == "1.0":
-                yield f"{place}: a route with priority or timeToLiveSecs needs schemaVersion 1.1"
-            if not 0 <= route.get("priority", 0) <= 9:
-                yield f"{place}.priority: {route['priority']} is not in 0 to 9"
-            route = route.get("route", "")
-        yield from _route_findings(place, str(route), modules)
-    seconds = desired.get("storeAndForwardConfiguration", {}).get("timeToLiveSecs", 0)
-    if not isinstance(seconds, int):
-        yield f"$edgeHub.storeAndForwardConfiguration.timeToLiveSecs: {seconds!r} is no whole number"
-
-
-def _route_findings(place: str, route: str, modules: set[str]) -> Iterator[str]:
-    match = ROUTE.match(route)
-    if not match:
-        yield f"{place}: is no route; FROM <source> [WHERE <condition>] INTO <sink>"
+        options = create_options(settings)
+    except (ValueError, RecursionError) as error:
+        findings.add(f"{place}.createOptions", f"is no JSON object ({error})", "see Docker's API for containers")
         return
-    if not SOURCE.match(match["source"]):
-        yield f"{place}: {match['source']} is no source; for example /messages/modules/NAME/outputs/*"
-    named = re.match(r"/messages/modules/([\w-]+)", match["source"])
-    endpoint = ENDPOINT.match(match["sink"])
-    if match["sink"].lower() != "$upstream" and not endpoint:
-        yield f'{place}: {match["sink"]} is no sink; $upstream or BrokeredEndpoint("/modules/NAME/inputs/INPUT")'
-    for module in filter(None, (named and named[1], endpoint and endpoint[1])):
-        if module not in modules:
-            yield f"{place}: there is no module {module}; there are {', '.join(sorted(modules)) or 'none'}"
+    endpoints = object_of(object_of(options, "NetworkingConfig"), "EndpointsConfig")
+    if object_of(options, "HostConfig").get("NetworkMode") == "host" and "host" not in endpoints:
+        findings.add(
+            f"{place}.createOptions",
+            "NetworkMode host alone: edgeAgent also attaches its own network",
+            'add "NetworkingConfig": {"EndpointsConfig": {"host": {}}}',
+        )
 
 
-def _twin_findings(owner: str, twin: dict[str, Any], modules: set[str]) -> Iterator[str]:
-    if not owner.startswith("$") and owner not in modules:
-        yield f"{owner}: there are properties for a module that is not deployed"
-    desired = twin.get("properties.desired", {})
-    size = len(json.dumps(desired, separators=(",", ":")).encode())
-    if owner.startswith("$"):
-        if size > SECTION_BYTES:
-            yield f"{owner}: the desired section has {size} bytes; {SECTION_BYTES} are allowed"
+def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str]) -> None:
+    desired, place = object_of(hub, DESIRED), f"{HUB}.{DESIRED}"
+    version = desired.get("schemaVersion")
+    if desired:
+        _check_choice(findings, f"{place}.schemaVersion", version, HUB_VERSIONS)
+    for name, route in findings.objects(desired, "routes", place).items():
+        _check_route(findings, f"{place}.routes.{name}", route, modules)
+        if version == "1.0" and isinstance(route, dict):
+            findings.add(f"{place}.routes.{name}", "a route as an object needs schemaVersion 1.1", "write 1.1")
+    for key, route in hub.items():
+        if key.startswith(f"{DESIRED}.routes."):  # of a layered deployment
+            _check_route(findings, f"{HUB}.{key}", route, modules)
+    storage = findings.objects(desired, "storeAndForwardConfiguration", place)
+    if not _is_integer(storage.get("timeToLiveSecs", 0), -(1 << 31), (1 << 31) - 1):
+        findings.add(f"{place}.storeAndForwardConfiguration.timeToLiveSecs", "is no time", "take whole seconds")
+
+
+def _check_route(findings: _Findings, place: str, route: Any, modules: Collection[str]) -> None:
+    if isinstance(route, dict):
+        if not _is_integer(route.get("priority", 0), 0, 9):
+            findings.add(f"{place}.priority", f"{route['priority']!r} is no priority", "take 0 to 9")
+        if not _is_integer(route.get("timeToLiveSecs", 0), 0, (1 << 32) - 1):
+            findings.add(f"{place}.timeToLiveSecs", f"{route['timeToLiveSecs']!r} is no time", "take whole seconds")
+        route = route.get("route")
+    if not isinstance(route, str):
+        findings.add(place, "is no route", "FROM <source> [WHERE <condition>] INTO <sink>")
         return
-    try:
-        check_twin(desired)
-    except Rejected as error:
-        yield f"{owner}.properties.desired: {error}"
+    for problem, way_out in routes.problems(route, modules):
+        findings.add(place, problem, way_out)
 
 
-def _module_json_findings(root: Path) -> Iterator[str]:
+def _check_twins(findings: _Findings, content: dict[str, Any], modules: Collection[str]) -> None:
+    for owner in content:
+        if not owner.startswith("$") and owner not in modules:
+            findings.add(f"modulesContent.{owner}", "the deployment has no such module", "deploy it, or delete this")
+        for key, section in object_of(content, owner).items():
+            try:
+                check_twin(section if isinstance(section, dict) else {"value": section})
+            except Rejected as error:
+                findings.add(f"modulesContent.{owner}.{key}", str(error), "make it what a twin can hold")
+
+
+def _check_leftovers(findings: _Findings, value: Any, place: str) -> None:
+    """A placeholder that nothing has filled in: names of keys are not expanded, and some are misspelt."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if "${" in key:
+                findings.add(f"{place}.{key}".lstrip("."), "a placeholder in a name", "write the name itself")
+            _check_leftovers(findings, entry, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            _check_leftovers(findings, entry, f"{place}[{i}]")
+    elif isinstance(value, str) and re.search(r"\$\{[^{}]*(\$|$)", value):
+        findings.add(place, "a placeholder without its }", "close it")
+
+
+def _check_dockerfiles(findings: _Findings, root: Path) -> None:
     for file in sorted(root.glob("modules/*/module.json")):
-        image = read_json(file).get("image", {})
-        for platform, dockerfile in image.get("tag", {}).get("platforms", {}).items():
-            if not (file.parent / dockerfile).is_file():
-                yield f"{file.relative_to(root)}: {platform}: there is no {dockerfile}"
+        try:
+            image = object_of(read_json(file), "image")
+        except InputError as error:
+            findings.append(str(error))
+            continue
+        tag = object_of(image, "tag")
+        for key, owner in (("repository", image), ("version", tag)):
+            if not isinstance(owner.get(key), str) or not owner[key]:
+                findings.append(f"{file}: image: {key} is missing; add it")
+        for platform, dockerfile in object_of(tag, "platforms").items():
+            if not isinstance(dockerfile, str) or not (file.parent / dockerfile).is_file():
+                findings.append(f"{file}: image.tag.platforms.{platform}: there is no {dockerfile}; add or correct it")
+
+
+def _check_choice(findings: _Findings, place: str, value: object, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        found = "is missing" if value is None else f"{json.dumps(value)[:60]} is not allowed"
+        findings.add(place, found, f"take {' or '.join(allowed)}")
+
+
+def _is_integer(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -10,6 +10,7 @@ the container are rewritten to them. Several devices run side by side: each take
 
 import asyncio
 import ctypes
+import functools
 import hashlib
 import json
 import logging
@@ -19,15 +20,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from edge.errors import InputError
 from simulator import certificates
+from simulator.binds import Binds
 from simulator.deployment import create_options, module_of_image, modules_content
 from simulator.hub import PORT, Hub
+from simulator.modulelog import ModuleLog
+from simulator.template import object_of
+from simulator.twin import Rejected
 from simulator.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -38,18 +43,22 @@ BACKOFF_SECONDS, BACKOFF_MOST_SECONDS = 10.0, 300.0
 MOST_RESTARTS = 20
 HEALTHY_SECONDS = 600.0
 STOP_SECONDS = 10.0
-LOG_BYTES = 10 << 20
 LAST_ORDER = (1 << 32) - 1
+LOG_SECONDS = 2.0  # for what is still in the pipe of a module that has ended
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # not in the child: threads that hold locks do not live on there
 
 
 class Module:
     """A module of the manifest, and its process. state: stopped, running, backoff or failed."""
 
-    def __init__(self, name: str, manifest: dict[str, Any], folder: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, manifest: dict[str, Any], folder: str | None, environment: dict[str, str], log: ModuleLog
+    ) -> None:
         self.name = name
         self.folder = folder
         self.environment = environment
+        self.log = log
         self.restart_policy: str = manifest.get("restartPolicy", "always")
         self.startup_order: int = manifest.get("startupOrder", LAST_ORDER)
         self.wanted: bool = manifest.get("status", "running") == "running"
@@ -67,7 +76,9 @@ class EdgeDevice:
     """`async with EdgeDevice(manifest, state, modules_root=…) as device: device.start_modules()`.
 
     address: a loopback address on which port 8883 is free (None: find one). restart_scale shortens edgeAgent's
-    waiting times; 1 is as on a vehicle. Raises InputError: the manifest names what is not there.
+    waiting times; 1 is as on a vehicle. on_line gets each line that a module writes, with the module's name. A
+    manifest whose images are not built here still gives identities: only start_modules needs the images.
+    Raises InputError: the manifest is wrong.
     """
 
     def __init__(
@@ -79,40 +90,62 @@ class EdgeDevice:
         address: str | None = None,
         device_id: str = "simulated-vehicle",
         restart_scale: float = 1.0,
+        on_line: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._content = modules_content(manifest, Path("manifest"))
         self._state = state.absolute()
         self._root = modules_root.absolute()
         self._scale = restart_scale
+        self._on_line = on_line
         self.device_id = device_id
         self.address = address or free_address()
         state.mkdir(parents=True, exist_ok=True)
-        definitions = self._content["$edgeAgent"]["properties.desired"].get("modules", {})
+        definitions = object_of(object_of(object_of(self._content, "$edgeAgent"), "properties.desired"), "modules")
         secret = self._secret()
         self._keys = {
             name: hashlib.sha256(secret + name.encode()).digest() for name in [*definitions, "$edgeHub", "$edgeAgent"]
         }
+        self._binds = Binds(self._state / "host")
         self.hub = Hub(HUB_NAME, device_id, self.address, self._state, self._keys)
         self.modules = {name: self._module(name, definition) for name, definition in definitions.items()}
         self._workloads: list[Workload] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        ca, certificate, key = certificates.make(self._state / "certificates", self.address, ["localhost"])
-        for name in self.modules:
-            workload = Workload(name, self._keys[name], ca.read_text())
-            await workload.start(self._socket(name))
-            self._workloads.append(workload)
-            self.hub.set_desired(name, self._content.get(name, {}).get("properties.desired", {}))
-        await self.hub.start(certificate, key)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
+    async def _start(self) -> None:
+        ca, certificate, key = certificates.make(self._state / "certificates", self.address, ["localhost"])
+        for name in self.modules:
+            workload = Workload(name, self._keys[name], ca.read_text(), self.modules)
+            await workload.start(self._socket(name))
+            self._workloads.append(workload)
+            try:
+                self.hub.set_desired(name, object_of(object_of(self._content, name), "properties.desired"))
+            except Rejected as error:
+                raise InputError(f"manifest: {name}.properties.desired", str(error), "see bordnetz check") from error
+        try:
+            await self.hub.start(certificate, key)
+        except OSError as error:
+            place = f"simulator: {self.address}:{PORT}"
+            raise InputError(place, f"cannot be listened on ({error.strerror})", "take another address") from error
+
     def start_modules(self) -> None:
-        """Start what the manifest wants running, in startupOrder."""
+        """Start what the manifest wants running, in startupOrder. Raises InputError: an image is not built here."""
+        for module in self.modules.values():
+            if module.folder is None:
+                raise InputError(
+                    f"module {module.name}", f"no modules/*/module.json below {self._root} names its image", "build it"
+                )
         for module in sorted(self.modules.values(), key=lambda module: module.startup_order):
             if module.wanted:
                 task = asyncio.create_task(self._supervise(module), name=module.name)
@@ -132,10 +165,7 @@ class EdgeDevice:
 
     async def stop(self) -> None:
         """Stop modules (SIGTERM, after a while SIGKILL), hub and workload sockets."""
-        self._stopping = True
-        await asyncio.gather(*(self._stop_module(module) for module in self.modules.values()))
-        for task in list(self._tasks):
-            task.cancel()
+        self._stopping.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.hub.stop()
         for workload in self._workloads:
@@ -156,41 +186,32 @@ class EdgeDevice:
             "IOTEDGE_WORKLOADURI": f"unix://{self._socket(name)}",
             "IOTEDGE_APIVERSION": API_VERSION,
             "IOTEDGE_AUTHSCHEME": "sasToken",
-            "RuntimeLogLevel": "Information",
         }
 
     def host_path(self, path: str) -> Path:
         """Where a path of the vehicle's own file system lies here."""
-        return self._state / "host" / path.lstrip("/")
+        return self._binds.host_path(path)
 
     def _module(self, name: str, definition: dict[str, Any]) -> Module:
-        settings = definition.get("settings", {})
-        folder = module_of_image(self._root, settings.get("image", ""))
-        if folder is None:
-            raise InputError(
-                f"module {name}", f"no modules/*/module.json names the image {settings.get('image')}", "build it here"
-            )
-        binds = create_options(settings).get("HostConfig", {}).get("Binds", [])
-        own = {key: str(entry["value"]) for key, entry in definition.get("env", {}).items()}
-        environment = self._rewritten(own, binds)
-        return Module(name, definition, folder, {**self.environment(name), **environment})
-
-    def _rewritten(self, environment: Mapping[str, str], binds: list[str]) -> dict[str, str]:
-        rewritten = dict(environment)
-        for bind in binds:
-            outside, inside = bind.split(":")[:2]
-            place = self.host_path(outside)
-            place.mkdir(parents=True, exist_ok=True)
-            for name, value in rewritten.items():
-                rewritten[name] = _replace_path(value, inside.rstrip("/"), str(place))
-        return rewritten
+        place, settings = f"manifest: module {name}", object_of(definition, "settings")
+        try:
+            binds = object_of(create_options(settings), "HostConfig").get("Binds") or []
+            own = {key: _env_text(entry["value"]) for key, entry in object_of(definition, "env").items()}
+            environment = self._binds.rewrite(own, binds)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(place, f"env, createOptions or Binds are wrong ({error})", "see bordnetz check") from error
+        folder = module_of_image(self._root, str(settings.get("image")))
+        runtime = {"RuntimeLogLevel": "Information"}
+        listener = functools.partial(self._on_line, name) if self._on_line else None
+        log_file = ModuleLog(self._state / "logs" / f"{name}.log", listener)
+        return Module(name, definition, folder, {**runtime, **environment, **self.environment(name)}, log_file)
 
     async def _supervise(self, module: Module) -> None:
         """Run a module's process, and restart it as edgeAgent does: 10 s doubled up to 5 min, 20 times."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             started = time.monotonic()
             await self._run(module)
-            if self._stopping or module.restart_policy != "always":
+            if self._stopping.is_set() or module.restart_policy != "always":
                 break
             if time.monotonic() - started > HEALTHY_SECONDS * self._scale:
                 module.restarts = 0
@@ -201,41 +222,53 @@ class EdgeDevice:
             delay = min(BACKOFF_SECONDS * 2**module.restarts, BACKOFF_MOST_SECONDS) * self._scale
             module.state = "backoff"
             module.restarts += 1
-            await asyncio.sleep(delay)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
         module.state = "stopped"
 
     async def _run(self, module: Module) -> None:
-        path = self._state / "logs" / f"{module.name}.log"
-        path.parent.mkdir(exist_ok=True)
-        if path.exists() and path.stat().st_size > LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("IOTEDGE_", "BORDNETZ_"))}
-        with path.open("ab") as output:
-            module.process = await asyncio.create_subprocess_exec(
+        try:
+            module.process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 f"modules.{module.folder}.main",
                 cwd=self._root,
                 env={**inherited, **module.environment},
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                preexec_fn=_die_with_parent,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                process_group=0,  # a Ctrl-C is for the simulator, which stops its modules in order
+                preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
+        except OSError as error:
+            log.error("module %s cannot be started: %s", module.name, error)
+            return
         module.state = "running"
-        module.exit_code = await module.process.wait()
+        assert process.stdout is not None
+        output = asyncio.create_task(module.log.follow(process.stdout), name=f"log of {module.name}")
+        ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                await self._end(process)
+            module.exit_code = await ended
+        finally:
+            stopping.cancel()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what the module has left behind
+            await asyncio.wait([output], timeout=LOG_SECONDS)
+            output.cancel()
         log.info("module %s ended with %s", module.name, module.exit_code)
 
-    async def _stop_module(self, module: Module) -> None:
-        if module.process is None or module.process.returncode is not None:
-            return
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
-            module.process.terminate()
+            process.terminate()
         try:
-            await asyncio.wait_for(module.process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
         except TimeoutError:
-            module.process.kill()
-            await module.process.wait()
+            with suppress(ProcessLookupError):
+                process.kill()
 
     def _sockets(self) -> Path:
         # A socket's path has 107 bytes at most; the state folder may lie deep.
@@ -251,8 +284,10 @@ class EdgeDevice:
         """What the module keys are made from: random, once for each state folder."""
         path = self._state / "identity.json"
         if not path.exists():
-            path.touch(mode=0o600)
-            path.write_text(json.dumps({"secret": os.urandom(32).hex()}))
+            draft = path.with_suffix(".draft")
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps({"secret": os.urandom(32).hex()}))
+            draft.replace(path)
         return bytes.fromhex(json.loads(path.read_text())["secret"])
 
 
@@ -269,14 +304,12 @@ def free_address() -> str:
     raise InputError("simulator", f"port {PORT} cannot be bound on any loopback address", "does the system allow it?")
 
 
-def _replace_path(value: str, inside: str, outside: str) -> str:
-    """Replace the container's path where it stands as a whole path or as its beginning, also behind `kind:`."""
-    head, colon, path = value.partition(":") if ":" in value and not value.startswith("/") else ("", "", value)
-    if path == inside or path.startswith(f"{inside}/"):
-        return f"{head}{colon}{outside}{path[len(inside) :]}"
-    return value
+def _env_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """In the child, before exec: end when the simulator does, however it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)

@@ -5,35 +5,38 @@
                                                  ◄──── twin answers, desired patches, method calls
 
 Answers are edgeHub's: QoS 1, no `$version` after a reported patch, nothing replayed after an outage. Twins and
-subscriptions outlive the hub: they lie in hub.json of the state folder.
+subscriptions outlive the hub: they lie in hub.json of the state folder. Every packet of a module is answered in
+Hub._handle: a hub with faults overrides that.
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
 import logging
 import ssl
-import time
 import uuid
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, unquote_plus
+from urllib.parse import parse_qs
 
+from edge.errors import InputError
 from simulator import mqtt
-from simulator.telemetry import MessageStore, parse_bag
-from simulator.twin import Rejected, Twin
+from simulator.sas import BadToken, check_token, has_expired
+from simulator.telemetry import Bag, MessageStore, bag_bytes, parse_bag
+from simulator.twin import Rejected, Twin, parse
 
 log = logging.getLogger(__name__)
 
 PORT = 8883
 CONNECT_SECONDS = 60
-CLOCK_SKEW_SECONDS = 300
+KEEPALIVE_MOST_SECONDS = 600
+TOKEN_CHECK_SECONDS = 300.0
+MOST_CLIENTS = 100
+UNREAD_BYTES = 8 << 20  # that a client may leave unread before it is cut off
 MESSAGE_BYTES = 262_144
-WIRE_HEAD_BYTES = 8  # of a PUBLISH: fixed header, length of the topic, packet id
+METERED_BYTES = 4096
+METHOD_NAME_CHARACTERS, METHOD_BYTES = 100, 128 * 1024
 
 TWIN_ANSWERS = "$iothub/twin/res/#"
 TWIN_PATCHES = "$iothub/twin/PATCH/properties/desired/#"
@@ -49,7 +52,12 @@ class NoAnswer(Exception):
 
 
 class Hub:
-    """keys: each module's identity key, which the workload API signs with."""
+    """keys: each module's identity key, which the workload API signs with.
+
+    counters: connects, refused (CONNACK other than 0), kicked (by the same identity), expired (tokens), malformed;
+    messages, body_bytes, wire_bytes (MQTT packets, before TLS), units (of 4 KB, as billed), duplicates (DUP set),
+    oversize. Raises InputError: hub.json in folder cannot be read.
+    """
 
     def __init__(self, name: str, device: str, address: str, folder: Path, keys: dict[str, bytes]) -> None:
         self.name = name
@@ -62,12 +70,13 @@ class Hub:
         self._connections: dict[str, _Connection] = {}
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Condition()
-        state = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._change = asyncio.Event()
+        state = _read_state(self._path)
         self._twins = {module: Twin(state.get("twins", {}).get(module)) for module in keys}
-        self.subscriptions: dict[str, list[str]] = {
-            module: state.get("subscriptions", {}).get(module, []) for module in keys
+        self._deployed: dict[str, Any] = state.get("deployed", {})
+        self.subscriptions: dict[str, dict[str, int]] = {
+            module: dict(state.get("subscriptions", {}).get(module, {})) for module in keys
         }
 
     @property
@@ -80,6 +89,7 @@ class Hub:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certificate, key)
         self._server = await asyncio.start_server(self._serve, self.address, PORT, ssl=context)
+        self._tasks.add(asyncio.create_task(self._check_tokens(), name="hub: token check"))
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -89,37 +99,50 @@ class Hub:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
 
     # What the cloud side does
 
     def twin(self, module: str) -> Twin:
+        """To look at; what changes here alone is not sent to the module: use patch_desired."""
         return self._twins[module]
 
     def set_desired(self, module: str, desired: dict[str, Any]) -> None:
-        """Replace the desired section, as a deployment does; unchanged desired properties keep their version."""
+        """Replace the desired section, as a deployment does. The same deployment again changes nothing.
+
+        Raises Rejected.
+        """
+        if self._deployed.get(module) == desired:
+            return
+        fresh = Twin()
+        fresh.patch_desired(desired)
         twin = self._twins[module]
-        if twin.desired != desired:
-            twin.desired = {}
-            twin.patch_desired(desired)
+        if twin.desired != fresh.desired:
+            twin.desired = fresh.desired
+            twin.desired_version += 1
             self._notify_desired(module, desired)
+        self._deployed[module] = desired
         self._keep()
 
     def patch_desired(self, module: str, patch: dict[str, Any]) -> None:
         """Raises Rejected."""
         self._twins[module].patch_desired(patch)
-        self._notify_desired(module, patch)
         self._keep()
+        self._notify_desired(module, patch)
 
     async def call(self, module: str, method: str, payload: Any = None, timeout_s: float = 30.0) -> tuple[int, Any]:
-        """A direct method. Raises NoAnswer."""
-        rid = uuid.uuid4().hex
+        """A direct method: status and payload of its answer. Raises NoAnswer; ValueError: name or payload too long."""
+        body = json.dumps(payload).encode()
+        if len(method) > METHOD_NAME_CHARACTERS or len(body) > METHOD_BYTES:
+            raise ValueError(f"a method of {len(method)} characters with {len(body)} bytes is over the limits")
         connection = self._connections.get(module)
         if connection is None or METHOD_CALLS not in self.subscriptions[module]:
             raise NoAnswer(404, f"{module} is not connected, or takes no methods")
-        self._calls[rid] = asyncio.get_running_loop().create_future()
+        rid = uuid.uuid4().hex
+        answer = self._calls[rid] = asyncio.get_running_loop().create_future()
         try:
-            connection.publish(f"$iothub/methods/POST/{method}/?$rid={rid}", json.dumps(payload).encode())
-            return await asyncio.wait_for(self._calls[rid], timeout_s)
+            connection.publish(METHOD_CALLS, f"$iothub/methods/POST/{method}/?$rid={rid}", body)
+            return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError as error:
             raise NoAnswer(504, f"{module} did not answer {method} in {timeout_s} s") from error
         finally:
@@ -127,91 +150,97 @@ class Hub:
 
     async def changed(self, timeout_s: float) -> None:
         """Return once anything has changed: a message, a twin, a connection. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s), self._changed:
-            await self._changed.wait()
+        await asyncio.wait_for(self._change.wait(), timeout_s)
 
     # What modules do
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
         connection = _Connection(self, writer)
+        task = asyncio.current_task()
+        if task is None or len(self._tasks) > MOST_CLIENTS:
+            connection.close()
+            return
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                module, keepalive_s = await self._accept(connection, await mqtt.read_packet(reader))
-            while True:
-                async with asyncio.timeout(1.5 * keepalive_s or None):
+                keepalive_s = await self._accept(connection, await mqtt.read_packet(reader))
+            while keepalive_s:
+                async with asyncio.timeout(1.5 * keepalive_s):
                     packet = await mqtt.read_packet(reader)
-                if packet.kind == mqtt.DISCONNECT:
-                    break
-                await self._handle(connection, module, packet)
-                await writer.drain()
+                    if packet.kind == mqtt.DISCONNECT or connection.is_closing:
+                        break
+                    await self._handle(connection, connection.module, packet)
+                    await writer.drain()
         except mqtt.Malformed as error:
             self.counters["malformed"] += 1
             log.warning("%s: connection closed: %s", connection.module or "?", error)
-        except (OSError, EOFError, TimeoutError, ssl.SSLError):
+        except (OSError, EOFError, TimeoutError):  # also of TLS
             pass
         finally:
             if self._connections.get(connection.module) is connection:
                 del self._connections[connection.module]
             connection.close()
-            await self._tell()
+            self._tell()
 
-    async def _accept(self, connection: "_Connection", packet: mqtt.Packet) -> tuple[str, int]:
+    async def _accept(self, connection: "_Connection", packet: mqtt.Packet) -> int:
+        """Answer a CONNECT; return the seconds that the client may be silent, 0 where it was refused."""
         connect = mqtt.connect_of(packet)
         module = connect.client_id.partition("/")[2]
-        code, reason = self._judge(connect, module)
+        code, reason, expiry = self._judge(connect, module)
         if code != mqtt.ACCEPTED:
             self.counters["refused"] += 1
+            log.warning("CONNECT of %r refused with %d: %s", connect.client_id, code, reason)
             connection.send(mqtt.connack(code))
-            raise mqtt.Malformed(f"CONNECT of {connect.client_id!r} refused with {code}: {reason}")
+            return 0
         self.counters["connects"] += 1
         older = self._connections.get(module)
         if older is not None:
             self.counters["kicked"] += 1
             older.close()
         if connect.clean:
-            self.subscriptions[module] = []
-        connection.module = module
+            self.subscriptions[module] = {}
+        connection.module, connection.token_expiry = module, expiry
         self._connections[module] = connection
         connection.send(mqtt.connack(mqtt.ACCEPTED, session_present=bool(self.subscriptions[module])))
-        await self._tell()
-        return module, connect.keepalive_s
+        self._tell()
+        return min(connect.keepalive_s or KEEPALIVE_MOST_SECONDS, KEEPALIVE_MOST_SECONDS)
 
-    def _judge(self, connect: mqtt.Connect, module: str) -> tuple[int, str]:
+    def _judge(self, connect: mqtt.Connect, module: str) -> tuple[int, str, int]:
+        """CONNACK code, its reason, and when the token expires."""
         if connect.level != 4:
-            return mqtt.BAD_PROTOCOL, f"protocol level {connect.level}"
+            return mqtt.BAD_PROTOCOL, f"protocol level {connect.level}", 0
         identity, _, query = connect.username.partition("?")
         parts = identity.strip("/").split("/")
         if len(parts) != 3 or "api-version" not in parse_qs(query):
-            return mqtt.NOT_AUTHORISED, "the user name is not hub/device/module/?api-version=…"
+            return mqtt.NOT_AUTHORISED, "the user name is not hub/device/module/?api-version=…", 0
         if parts[1:] != [self.device, module] or connect.client_id != f"{self.device}/{module}":
-            return mqtt.NOT_AUTHORISED, "client id and user name do not name one module of this device"
+            return mqtt.NOT_AUTHORISED, "client id and user name do not name one module of this device", 0
         if module not in self._keys:
-            return mqtt.NOT_AUTHORISED, "there is no such module"
-        reason = check_token(connect.password, self.name, self.device, module, self._keys[module])
-        return (mqtt.NOT_AUTHORISED, reason) if reason else (mqtt.ACCEPTED, "")
+            return mqtt.NOT_AUTHORISED, "there is no such module", 0
+        path = f"devices/{self.device}/modules/{module}"
+        try:
+            expiry = check_token(connect.password, (self.name, self.address), path, self._keys[module])
+        except BadToken as error:
+            return mqtt.NOT_AUTHORISED, str(error), 0
+        return mqtt.ACCEPTED, "", expiry
 
     async def _handle(self, connection: "_Connection", module: str, packet: mqtt.Packet) -> None:
         match packet.kind:
             case mqtt.PUBLISH:
                 message = mqtt.publish_of(packet)
                 self.counters["duplicates"] += message.is_duplicate
-                self._take(connection, module, message)
+                self._take(connection, module, message, packet.wire_bytes)
                 if message.qos:
                     connection.send(mqtt.puback(message.packet_id))
-                await self._tell()
+                self._tell()
             case mqtt.SUBSCRIBE:
                 wanted = mqtt.subscribe_of(packet)
-                known = self.subscriptions[module]
-                known.extend(name for name, _ in wanted.filters if name not in known)
-                self._keep()
-                connection.send(mqtt.suback(wanted.packet_id, [qos for _, qos in wanted.filters]))
+                connection.send(mqtt.suback(wanted.packet_id, self._subscribe(module, wanted.filters)))
             case mqtt.UNSUBSCRIBE:
                 packet_id, filters = mqtt.unsubscribe_of(packet)
-                self.subscriptions[module] = [name for name in self.subscriptions[module] if name not in filters]
+                for name in filters:
+                    self.subscriptions[module].pop(name, None)
                 self._keep()
                 connection.send(mqtt.unsuback(packet_id))
             case mqtt.PINGREQ:
@@ -221,11 +250,17 @@ class Hub:
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
 
-    def _take(self, connection: "_Connection", module: str, message: mqtt.Publish) -> None:
+    def _subscribe(self, module: str, filters: list[tuple[str, int]]) -> list[int]:
+        known = (TWIN_ANSWERS, TWIN_PATCHES, METHOD_CALLS, f"devices/{self.device}/modules/{module}/inputs/#")
+        self.subscriptions[module] |= {name: qos for name, qos in filters if name in known}
+        self._keep()
+        return [qos if name in known else mqtt.NOT_GRANTED for name, qos in filters]
+
+    def _take(self, connection: "_Connection", module: str, message: mqtt.Publish, wire_bytes: int) -> None:
         events = f"devices/{self.device}/modules/{module}/messages/events/"
         topic = message.topic
         if topic.startswith(events):
-            self._take_telemetry(module, parse_bag(topic[len(events) :]), message)
+            self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
             connection.answer(200, _rid(topic), self._twins[module].document())
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
@@ -235,23 +270,29 @@ class Hub:
         else:
             raise mqtt.Malformed(f"a PUBLISH to {topic!r}, which is no topic of {module}")
 
-    def _take_telemetry(self, module: str, bag: dict[str, str], message: mqtt.Publish) -> None:
-        size = len(message.payload) + sum(len(name) + len(value) for name, value in bag.items())
+    def _take_telemetry(self, module: str, bag: Bag, message: mqtt.Publish, wire_bytes: int) -> None:
+        if message.is_retained:
+            bag["mqtt-retain"] = "true"
+        size = len(message.payload) + bag_bytes(bag)
         if size > MESSAGE_BYTES:
             # edgeHub acknowledges such a message, and drops it.
             self.counters["oversize"] += 1
             log.warning("%s: a message of %d bytes is over the limit and was dropped", module, size)
             return
-        self.store.store(self.device, module, bag, message.payload)
+        try:
+            self.store.store(self.device, module, bag, message.payload)
+        except OSError as error:
+            log.error("%s: a message could not be stored: %s", module, error)
+            raise
         self.counters["messages"] += 1
-        self.counters["wire_bytes"] += len(message.payload) + len(message.topic) + WIRE_HEAD_BYTES
+        self.counters["wire_bytes"] += wire_bytes
         self.counters["body_bytes"] += len(message.payload)
-        self.counters["units"] += -(-size // 4096)
+        self.counters["units"] += max(1, -(-size // METERED_BYTES))
 
     def _take_reported(self, connection: "_Connection", module: str, rid: str, payload: bytes) -> None:
         try:
-            self._twins[module].patch_reported(json.loads(payload))
-        except (Rejected, ValueError) as error:
+            self._twins[module].patch_reported(parse(payload))
+        except Rejected as error:
             log.warning("%s: reported properties refused: %s", module, error)
             connection.answer(400, rid)
             return
@@ -261,73 +302,93 @@ class Hub:
     def _take_method_answer(self, topic: str, payload: bytes) -> None:
         status = topic.split("/")[3]
         call = self._calls.get(_rid(topic))
-        if call is not None and not call.done() and status.isdecimal():
-            with suppress(ValueError):
-                call.set_result((int(status), json.loads(payload) if payload else None))
+        if call is not None and not call.done() and len(status) == 3 and status.isdecimal():
+            with suppress(Rejected):  # an answer that is no JSON is none
+                call.set_result((int(status), parse(payload) if payload else None))
 
     def _notify_desired(self, module: str, patch: dict[str, Any]) -> None:
         connection = self._connections.get(module)
         if connection is not None and TWIN_PATCHES in self.subscriptions[module]:
             version = self._twins[module].desired_version
             body = json.dumps({**patch, "$version": version}).encode()
-            connection.publish(f"$iothub/twin/PATCH/properties/desired/?$version={version}", body)
+            connection.publish(TWIN_PATCHES, f"$iothub/twin/PATCH/properties/desired/?$version={version}", body)
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def _check_tokens(self) -> None:
+        """edgeHub looks every five minutes whose token has expired, and cuts the connection."""
+        while True:
+            await asyncio.sleep(TOKEN_CHECK_SECONDS)
+            for connection in list(self._connections.values()):
+                if has_expired(connection.token_expiry):
+                    self.counters["expired"] += 1
+                    connection.close()
+
+    def _tell(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
 
     def _keep(self) -> None:
         state = {
             "twins": {module: twin.to_dict() for module, twin in self._twins.items()},
+            "deployed": self._deployed,
             "subscriptions": self.subscriptions,
         }
         draft = self._path.with_suffix(".draft")
         draft.write_text(json.dumps(state))
         draft.replace(self._path)
+        self._tell()
 
 
 class _Connection:
     def __init__(self, hub: Hub, writer: asyncio.StreamWriter) -> None:
         self.module = ""
+        self.token_expiry = 0
+        self.is_closing = False
         self._hub = hub
         self._writer = writer
         self._packet_id = 0
 
     def send(self, packet: bytes) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(packet)
+        if self._writer.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() > UNREAD_BYTES:
+            log.warning("%s does not read what it is sent: connection closed", self.module)
+            self._writer.transport.abort()
+            return
+        self._writer.write(packet)
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, subscription: str, topic: str, payload: bytes) -> None:
+        """With the QoS that the subscription was granted."""
         self._packet_id = self._packet_id % 65_535 + 1
-        self.send(mqtt.publish(topic, payload, self._packet_id))
+        qos = self._hub.subscriptions[self.module][subscription]
+        self.send(mqtt.publish(topic, payload, self._packet_id if qos else 0))
 
     def answer(self, status: int, rid: str, document: Any = None) -> None:
         """A twin answer; who has not subscribed to them gets none, like from the real hub."""
         if TWIN_ANSWERS in self._hub.subscriptions[self.module]:
             body = b"" if document is None else json.dumps(document).encode()
-            self.publish(f"$iothub/twin/res/{status}/?$rid={rid}", body)
+            self.publish(TWIN_ANSWERS, f"$iothub/twin/res/{status}/?$rid={rid}", body)
 
     def close(self) -> None:
+        self.is_closing = True
         with suppress(RuntimeError):  # the loop may be closing already
             self._writer.close()
 
 
-def check_token(token: str, hub: str, device: str, module: str, key: bytes) -> str:
-    """What is wrong with a SAS token; empty if nothing is. The signature covers `sr` as it is encoded in the token."""
-    kind, _, rest = token.partition(" ")
-    fields = dict(part.partition("=")[::2] for part in rest.split("&"))
-    if kind != "SharedAccessSignature" or not {"sr", "sig", "se"} <= fields.keys():
-        return "the password is no SAS token"
-    expected = f"{hub}/devices/{device}/modules/{module}"
-    if unquote_plus(fields["sr"]).lower() != expected.lower():
-        return f"the token is for {unquote(fields['sr'])}, not {expected}"
-    digest = hmac.digest(key, f"{fields['sr']}\n{fields['se']}".encode(), hashlib.sha256)
-    if not hmac.compare_digest(unquote(fields["sig"]).encode(), base64.b64encode(digest)):
-        return "the token's signature is wrong"
-    if not fields["se"].isdecimal() or int(fields["se"]) < time.time() - CLOCK_SKEW_SECONDS:
-        return "the token has expired"
-    return ""
-
-
 def _rid(topic: str) -> str:
-    return parse_qs(topic.partition("?")[2]).get("$rid", [""])[0]
+    """Raises Malformed: edgeHub ends the connection of who sends none."""
+    rid = parse_qs(topic.partition("?")[2]).get("$rid", [""])[0]
+    if not rid or len(rid) > 256:
+        raise mqtt.Malformed(f"no request id in {topic[:200]!r}")
+    return rid
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"is no state of a hub ({error})", "delete it: twins and sessions start anew") from error
+    if not isinstance(state, dict):
+        raise InputError(path, "is no state of a hub", "delete it: twins and sessions start anew")
+    return state

@@ -14,9 +14,10 @@ CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 1, 2, 3, 4, 8, 9
 UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 10, 11, 12, 13, 14
 
 ACCEPTED, BAD_PROTOCOL, UNAVAILABLE, NOT_AUTHORISED = 0, 1, 3, 5  # CONNACK return codes, table 3.1
+NOT_GRANTED = 0x80  # SUBACK, section 3.9.3
 
 LARGEST_BYTES = 262_144  # of a packet behind its fixed header: edgeHub's limit
-NAMES_MAX = 65_535
+MOST_FILTERS = 16  # in one SUBSCRIBE; a module has five topics to listen to
 
 
 class Malformed(Exception):
@@ -27,6 +28,10 @@ class Packet(NamedTuple):
     kind: int
     flags: int
     body: bytes
+
+    @property
+    def wire_bytes(self) -> int:
+        return len(self.body) + 2 + sum(len(self.body) >= 1 << shift for shift in (7, 14, 21))
 
 
 class Connect(NamedTuple):
@@ -98,6 +103,16 @@ class _Fields:
     def rest(self) -> bytes:
         return self.raw(len(self._body) - self._at)
 
+    def packet_id(self) -> int:
+        number = self.number(2)
+        if not number:
+            raise Malformed("packet id 0")
+        return number
+
+    def end(self) -> None:
+        if not self.is_empty:
+            raise Malformed("the packet goes on behind its last field")
+
     @property
     def is_empty(self) -> bool:
         return self._at == len(self._body)
@@ -110,11 +125,14 @@ def connect_of(packet: Packet) -> Connect:
         raise Malformed("the first packet is no CONNECT")
     level, flags = fields.number(1), fields.number(1)
     keepalive_s, client_id = fields.number(2), fields.text()
+    if flags & 0x01 or flags & 0xC0 == 0x40:
+        raise Malformed("a CONNECT with a reserved flag, or with a password for nobody")
     if flags & 0x04:
         fields.text()
         fields.raw(fields.number(2))
     username = fields.text() if flags & 0x80 else ""
     password = fields.text() if flags & 0x40 else ""
+    fields.end()
     return Connect(level, bool(flags & 0x02), keepalive_s, client_id, username, password)
 
 
@@ -127,17 +145,19 @@ def publish_of(packet: Packet) -> Publish:
     topic = fields.text()
     if not topic or "+" in topic or "#" in topic:
         raise Malformed(f"a PUBLISH to the topic {topic!r}")
-    packet_id = fields.number(2) if qos else 0
+    packet_id = fields.packet_id() if qos else 0
     return Publish(topic, fields.rest(), qos, packet_id, bool(packet.flags & 8), bool(packet.flags & 1))
 
 
 def subscribe_of(packet: Packet) -> Subscribe:
-    """Section 3.8."""
-    fields = _Fields(packet.body)
-    packet_id = fields.number(2)
-    filters = []
+    """Section 3.8: filters with the QoS that is granted, which is 1 at most."""
+    fields = _listed(packet)
+    packet_id = fields.packet_id()
+    filters: list[tuple[str, int]] = []
     while not fields.is_empty:
         name, qos = fields.text(), fields.number(1)
+        if qos > 2 or len(filters) == MOST_FILTERS:
+            raise Malformed(f"a SUBSCRIBE with QoS {qos}, or to over {MOST_FILTERS} filters")
         filters.append((name, min(qos, 1)))
     if not filters:
         raise Malformed("a SUBSCRIBE to nothing")
@@ -146,17 +166,28 @@ def subscribe_of(packet: Packet) -> Subscribe:
 
 def unsubscribe_of(packet: Packet) -> tuple[int, list[str]]:
     """Section 3.10: packet id and filters."""
-    fields = _Fields(packet.body)
-    packet_id = fields.number(2)
-    filters = []
+    fields = _listed(packet)
+    packet_id = fields.packet_id()
+    filters: list[str] = []
     while not fields.is_empty:
         filters.append(fields.text())
+    if not filters:
+        raise Malformed("an UNSUBSCRIBE from nothing")
     return packet_id, filters
+
+
+def _listed(packet: Packet) -> _Fields:
+    if packet.flags != 2:
+        raise Malformed("a list of filters whose flags are not 2")
+    return _Fields(packet.body)
 
 
 def packet_id_of(packet: Packet) -> int:
     """Of an acknowledgement."""
-    return _Fields(packet.body).number(2)
+    fields = _Fields(packet.body)
+    packet_id = fields.packet_id()
+    fields.end()
+    return packet_id
 
 
 def encode(kind: int, flags: int, body: bytes) -> bytes:

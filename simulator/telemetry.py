@@ -3,7 +3,8 @@
     <folder>/<hub>/00/2026/11/24/15/07.json
     {"EnqueuedTimeUtc": …, "Properties": {…}, "SystemProperties": {…}, "Body": "<base64>"}
 
-A message is on disk before its PUBACK goes out.
+A message is on disk before its PUBACK goes out. A line that a kill or a full disk cut short was never acknowledged,
+and is taken away before the next is written.
 """
 
 import base64
@@ -11,6 +12,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 SYSTEM_PROPERTIES = {
@@ -23,16 +25,28 @@ SYSTEM_PROPERTIES = {
     "$.ctime": "creationTimeUtc",
     "$.on": "outputName",
 }
+LONGEST_LINE_BYTES = 1 << 20  # of a message of 256 KB, as base64, with its properties escaped
+
+Bag = dict[str, str | None]
 
 
-def parse_bag(bag: str) -> dict[str, str]:
-    """The property bag at the end of a telemetry topic; `?` in front and `/` behind it are tolerated."""
-    properties = {}
+def parse_bag(bag: str) -> Bag:
+    """The property bag at the end of a telemetry topic; `?` in front and `/` behind it are tolerated.
+
+    A name alone is null, `name=` is empty.
+    """
+    properties: Bag = {}
     for part in bag.strip("/").lstrip("?").split("&"):
         if part:
-            name, _, value = part.partition("=")
-            properties[unquote(name)] = unquote(value)
+            name, equals, value = part.partition("=")
+            properties[unquote(name)] = unquote(value) if equals else None
     return properties
+
+
+def bag_bytes(bag: Bag) -> int:
+    """What IoT Hub counts: values of system properties, names and values of the others."""
+    values = sum(len((value or "").encode()) for value in bag.values())
+    return values + sum(len(name.encode()) for name in bag if not name.startswith("$."))
 
 
 class MessageStore:
@@ -40,25 +54,55 @@ class MessageStore:
         self.folder = folder
         self._hub = hub
 
-    def store(self, device: str, module: str, bag: dict[str, str], body: bytes) -> None:
-        """Durable when it returns."""
+    def store(self, device: str, module: str, bag: Bag, body: bytes) -> None:
+        """Durable when it returns. Raises OSError."""
         now = datetime.now(UTC)
         stamp = now.strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
-        system = {SYSTEM_PROPERTIES[name]: value for name, value in bag.items() if name in SYSTEM_PROPERTIES}
+        system = {SYSTEM_PROPERTIES.get(name, name): value for name, value in bag.items() if name.startswith("$.")}
         line = {
             "EnqueuedTimeUtc": stamp,
             "Properties": {name: value for name, value in bag.items() if not name.startswith("$.")},
             "SystemProperties": {
+                **system,
                 "connectionDeviceId": device,
                 "connectionModuleId": module,
-                **system,
                 "enqueuedTime": stamp,
             },
             "Body": base64.b64encode(body).decode(),
         }
         path = self.folder / self._hub / "00" / now.strftime("%Y/%m/%d/%H/%M.json")
+        is_new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
+        with path.open("a+b", buffering=0) as file:
+            _cut_torn_line(file)
+            _write(file, json.dumps(line).encode() + b"\n")
             os.fsync(file.fileno())
+        if is_new:
+            for folder in path.parents:
+                _fsync_folder(folder)
+                if folder == self.folder.parent:
+                    break
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - LONGEST_LINE_BYTES)
+    file.seek(max(0, size - 1))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(start)
+        file.truncate(start + file.read().rfind(b"\n") + 1)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    """All of it: a disk that fills up takes a part first."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _fsync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

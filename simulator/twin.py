@@ -5,7 +5,7 @@ section, 4 KB a value, ten levels, no control characters, dots, dollars or space
 """
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 SECTION_BYTES = 32 * 1024
 VALUE_BYTES = 4 * 1024
@@ -48,11 +48,25 @@ class Twin:
         self.reported_version += 1
 
 
+def parse(text: bytes) -> Any:
+    """JSON as it came from a client. Raises Rejected."""
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"no JSON: {error}") from error
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def _patched(section: dict[str, Any], patch: Any) -> dict[str, Any]:
     if not isinstance(patch, dict):
         raise Rejected("a patch is a JSON object")
-    merged = merge(section, {name: value for name, value in patch.items() if name != "$version"})
-    check(merged)
+    patch = {name: value for name, value in patch.items() if name != "$version"}
+    _check_level(patch, 1, "")  # before anything recurses into it
+    merged = merge(section, patch)
+    _check_size(merged)
     return merged
 
 
@@ -72,26 +86,41 @@ def merge(section: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 def check(section: dict[str, Any]) -> None:
     """Raises Rejected where IoT Hub would not keep this section."""
-    size = len(json.dumps(section, separators=(",", ":")).encode())
+    _check_level(section, 1, "")
+    _check_size(section)
+
+
+def section_bytes(section: dict[str, Any]) -> int:
+    return len(json.dumps(section, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _check_size(section: dict[str, Any]) -> None:
+    size = section_bytes(section)
     if size > SECTION_BYTES:
         raise Rejected(f"the section has {size} bytes; {SECTION_BYTES} are allowed")
-    _check_level(section, 1, "")
 
 
 def _check_level(value: Any, depth: int, path: str) -> None:
+    if isinstance(value, dict | list) and depth > DEPTH:
+        raise Rejected(f"{path} is over {DEPTH} levels deep")
     if isinstance(value, dict):
-        if depth > DEPTH:
-            raise Rejected(f"{path} is over {DEPTH} levels deep")
         for name, entry in value.items():
-            if not name or len(name.encode()) > NAME_BYTES or any(c in ".$# " or ord(c) < 32 for c in name):
-                raise Rejected(f"{path}/{name[:40]} is no name that a twin can hold")
+            if not name or _bytes(name) > NAME_BYTES or any(c in ".$# " or ord(c) < 32 or ord(c) == 127 for c in name):
+                raise Rejected(f"{path}/{name[:40]!a} is no name that a twin can hold")
             _check_level(entry, depth + 1, f"{path}/{name}")
     elif isinstance(value, list):
         for entry in value:
             if entry is None:
                 raise Rejected(f"{path} has a null in an array")
             _check_level(entry, depth + 1, path)
-    elif isinstance(value, str) and len(value.encode()) > VALUE_BYTES:
+    elif isinstance(value, str) and _bytes(value) > VALUE_BYTES:
         raise Rejected(f"{path} is over {VALUE_BYTES} bytes")
     elif isinstance(value, int) and not isinstance(value, bool) and not -INTEGER_BOUND <= value < INTEGER_BOUND:
         raise Rejected(f"{path} is no integer that a twin can hold")
+
+
+def _bytes(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise Rejected("text that is not Unicode: half of a surrogate pair") from error

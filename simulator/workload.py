@@ -11,6 +11,8 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Collection
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,8 +24,11 @@ REQUEST_SECONDS = 30
 
 
 class Workload:
-    def __init__(self, module: str, key: bytes, trust_bundle: str) -> None:
+    """neighbours: the device's modules. Who asks for one of them here is not its process, and gets 403."""
+
+    def __init__(self, module: str, key: bytes, trust_bundle: str, neighbours: Collection[str] = ()) -> None:
         self._module = module
+        self._neighbours = neighbours
         self._key = key
         self._trust_bundle = trust_bundle
         self._requests = 0
@@ -45,7 +50,7 @@ class Workload:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     status, answer = await self._request(reader)
                 body = json.dumps(answer).encode()
-                reason = {200: "OK", 400: "Bad Request", 404: "Not Found"}[status]
+                reason = HTTPStatus(status).phrase
                 head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
                 writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
                 await writer.drain()
@@ -70,10 +75,11 @@ class Workload:
             return 200, {"certificate": self._trust_bundle}
         if method == "POST" and len(parts) == 5 and parts[0] == "modules" and parts[4] == "sign":
             if parts[1] != self._module:
-                return 404, {"message": f"module {parts[1]} is not the one of this socket"}
+                status = 403 if parts[1] in self._neighbours else 404
+                return status, {"message": f"module {parts[1]} is not the one of this socket"}
             try:
                 data = base64.b64decode(json.loads(body)["data"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 return 400, {"message": "the body is no sign request"}
             return 200, {"digest": base64.b64encode(hmac.digest(self._key, data, hashlib.sha256)).decode()}
         return 404, {"message": f"no such request: {method} {path}"}

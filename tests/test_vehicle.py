@@ -17,6 +17,7 @@ from simulator.vehicle.drive import START_US, frames, truth, write_log
 from simulator.vehicle.encode import SENSORS
 from simulator.vehicle.energy import CAPACITY_AH
 from simulator.vehicle.physics import MASS, RADIUS, RATIOS, ROTATING_MASS, TRACK
+from simulator.vehicle.state import FAULT_CONVERTER, FAULT_INSULATION, FAULT_NONE
 from simulator.vehicle.traffic import MOST_DELAY_US
 
 SECONDS, SEED = 40, 7
@@ -102,7 +103,6 @@ def test_every_message_says_what_it_is_and_how_often_it_comes():
     for message in messages().values():
         assert message.comment, message.name
         assert message.cycle_time or message.send_type == "OnChange", message.name
-        assert message.is_fd == (message.dbc.attributes["VFrameFormat"].value == "StandardCAN_FD" or message.is_fd)
 
 
 def test_the_databases_hold_one_of_everything_that_is_hard_to_decode():
@@ -130,7 +130,7 @@ def test_every_frame_has_the_length_and_the_flags_of_its_message(drive):
 
 def test_time_goes_up_from_frame_to_frame_and_a_bus_carries_one_frame_at_a_time(drive):
     assert all(a.time_us < b.time_us for a, b in itertools.pairwise(drive))
-    for bus, shortest_us in (("can0", 120), ("can1", 80), ("can2", 500)):
+    for bus, shortest_us in (("can0", 120), ("can1", 80), ("can2", 280)):
         times = [frame.time_us for frame in drive if frame.bus == bus]
         assert min(b - a for a, b in itertools.pairwise(times)) >= shortest_us - 1
     assert 1500 < len(drive) / SECONDS < 2500
@@ -144,7 +144,8 @@ def test_cycles_are_kept_on_average_and_jitter_by_less_than_a_millisecond_on_mos
         gaps = [(b.time_us - a.time_us) / 1000 for a, b in itertools.pairwise(found)]
         assert sum(gaps) / len(gaps) == pytest.approx(message.cycle_time, rel=1e-3), name
         late = sorted(abs(gap - message.cycle_time) for gap in gaps)
-        assert 0 < late[len(late) // 2] < 1 and late[-1] < 2 * MOST_DELAY_US / 1000, name
+        assert 0 < late[len(late) // 2] < 1, name
+        assert late[-1] < MOST_DELAY_US / 1000, name
         assert len(found) == pytest.approx(SECONDS * 1000 / message.cycle_time, abs=1), name
 
 
@@ -157,7 +158,8 @@ def test_event_messages_come_when_something_changes(by_name):
         cycle_us = 1000 * found[0].message.cycle_time
         between_cycles = [b for a, b in itertools.pairwise(found) if b.time_us - a.time_us < 0.9 * cycle_us]
         changes = [b for a, b in itertools.pairwise(found) if a.data != b.data]
-        assert changes and len(between_cycles) >= len(changes) - 1, name
+        assert changes, name
+        assert len(between_cycles) >= len(changes) - 1, name
 
 
 def test_counters_have_no_gap(by_name):
@@ -207,18 +209,18 @@ def test_the_vin_comes_in_three_parts(by_name):
     lengths = {"CHARACTERS_1_TO_7": 7, "CHARACTERS_8_TO_14": 7, "CHARACTERS_15_TO_17": 3}
     vin = b"".join(parts[name].to_bytes(length, "big") for name, length in lengths.items()).decode()
     assert len(vin) == 17
-    assert vin.isalnum() and not set(vin) & set("IOQ")
+    assert vin.isalnum()
+    assert not set(vin) & set("IOQ")
 
 
 def test_bits_without_a_signal_are_ones_in_j1939_and_zeros_elsewhere(drive):
     for frame in drive[:5000]:
-        used = 0
-        for signal in frame.message.signals:
-            assert signal.byte_order == "little_endian" or frame.bus != "can2"
-            used |= ((1 << signal.length) - 1) << signal.start
-        if frame.bus == "can2":
-            assert int.from_bytes(frame.data, "little") | used == (1 << 64) - 1
-    assert all(frame.data[4:] == bytes(4) for frame in drive if frame.message.name == "LIMITS" and not any(frame.data[6:]) and False) or True
+        unused = (1 << 8 * len(frame.data)) - 1
+        for signal in map(frame.message.get_signal_by_name, frame.values):
+            unused &= ~(((1 << signal.length) - 1) << signal.start)
+        found = int.from_bytes(frame.data, "little") & unused
+        if all(signal.byte_order == "little_endian" for signal in frame.message.signals):
+            assert found == (unused if frame.bus == "can2" else 0), frame
 
 
 # Physics
@@ -286,7 +288,7 @@ def test_longitudinal_acceleration_is_the_slope_of_speed(by_name):
     for a, b in itertools.pairwise(steps):
         mean = (a["MOTION.LONGITUDINAL_ACCELERATION"] + b["MOTION.LONGITUDINAL_ACCELERATION"]) / 2
         slope = (b["SPEED.SPEED"] - a["SPEED.SPEED"]) / 3.6 / 0.020
-        assert slope == pytest.approx(mean, abs=1.2)
+        assert slope == pytest.approx(mean, abs=0.9)
     driven = sum(a["MOTION.LONGITUDINAL_ACCELERATION"] * 0.020 for a in steps)
     assert steps[-1]["SPEED.SPEED"] / 3.6 == pytest.approx(driven, abs=0.5)
 
@@ -382,6 +384,17 @@ def test_the_hard_braking_and_the_fault_are_on_the_bus(by_name):
     assert {frame.values["SPN_LOW"] for frame in by_name["DM1"]} == {0, 168}
 
 
+def test_a_longer_drive_has_other_faults_too_each_with_its_cause():
+    seen = set()
+    for s in truth(150, SEED):
+        if s.fault == FAULT_CONVERTER:
+            assert s.supply_voltage < 12.9
+        if s.fault == FAULT_INSULATION:
+            assert s.insulation_kohm < 300
+        seen.add(s.fault)
+    assert seen == {FAULT_NONE, FAULT_CONVERTER, FAULT_INSULATION}
+
+
 # The seed, and the log
 
 
@@ -401,7 +414,7 @@ def test_the_frames_are_those_of_every_other_machine():
     digest = hashlib.sha256()
     for time_us, bus, can_id, flags, data in frames(30, 1):
         digest.update(f"{time_us} {bus} {can_id} {flags} ".encode() + data)
-    assert digest.hexdigest() == "GOLDEN"
+    assert digest.hexdigest() == "0082340b08e05e4d489fcb2e072f0d8591dc6a4784d611d9269c616ddb5e2dc3"
 
 
 def read_candump(text):
@@ -422,7 +435,9 @@ def test_a_log_reads_back_as_the_frames_it_was_written_from(tmp_path):
     written = list(read_candump(text))
     assert written == list(frames(4, 3))
     assert len(written) == count
-    assert shares == sorted(shares) and len(shares) >= 4 and shares[-1] == 1.0
+    assert shares == sorted(shares)
+    assert len(shares) >= 4
+    assert shares[-1] == 1.0
     assert write_log(tmp_path / "drive.log.gz", 4, 3) == count
     assert gzip.decompress((tmp_path / "drive.log.gz").read_bytes()).decode() == text
     first = (tmp_path / "drive.log.gz").read_bytes()

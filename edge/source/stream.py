@@ -88,6 +88,10 @@ class Stream:
             self._disconnect(str(error))
             return False
         self._socket = connection
+        return self._greet()
+
+    def _greet(self) -> bool:
+        """Read the line of JSON. Raises ValueError, msgspec.DecodeError."""
         self._received.clear()
         while b"\n" not in self._received:
             if len(self._received) > HELLO_MAX_BYTES or not self._receive():

@@ -66,7 +66,7 @@ class Body:
         s.fault_status |= STATUS_FAILING | STATUS_LAMP if found != FAULT_NONE else 0
 
     def _store(self, s: State, found: int) -> None:
-        s.faults_seen += 1
+        s.faults_seen = min(s.faults_seen + 1, 255)
         s.faults_stored = min(s.faults_seen, len(FAULT_CODES))
         s.fault_code, s.fault_status, s.fault_seconds = FAULT_CODES[found], STATUS_CONFIRMED, 0.0
         s.freeze_speed, s.freeze_rpm = s.speed, s.rpm

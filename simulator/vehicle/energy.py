@@ -28,6 +28,7 @@ CONVERTER_EFFICIENCY = 0.93
 # Voltage of a resting cell: at 0, 10, ... 100 % of charge.
 RESTING_VOLTS = (3.00, 3.38, 3.49, 3.56, 3.61, 3.66, 3.73, 3.82, 3.92, 4.03, 4.16)
 PRECHARGE_TICKS = 35
+TANK_LITRES = 70.0
 
 
 class Energy:
@@ -119,7 +120,7 @@ class Energy:
         cut = s.engine != ENGINE_RUNNING or (s.clutch_closed and s.engine_torque < 0)
         s.fuel_rate = 0.0 if cut else 0.0006 * s.rpm + 0.24 * max(0.0, kilowatts)
         s.fuel_used_ml += s.fuel_rate * STEP / 3.6
-        s.fuel_level -= s.fuel_rate * STEP / 36 / 70  # a tank of 70 l
+        s.fuel_level = max(0.0, s.fuel_level - s.fuel_rate * STEP / 36 / TANK_LITRES)
 
     def _warm(self, s: State) -> None:
         """Heat in, heat out: each part leans towards its surroundings."""

@@ -60,14 +60,14 @@ class Van:
         self._driver, self._energy, self._body = Driver(seed), Energy(self.state, seed), Body(seed)
         self._grade_wanted = 0.0
         self._bumps = [0.0] * 4
-        # The gateway's clock is not the logger's: it is off by some milliseconds.
-        self._utc_ns = start_us * 1000 + 1 + 2 * int(4_000_000 * self._random.random())
+        # The gateway's clock is not the logger's: it is some milliseconds ahead.
+        self.state.utc_ns = start_us * 1000 + 1 + 2 * int(4_000_000 * self._random.random())
 
     def step(self) -> State:
         """10 ms on; returns the one state, changed in place."""
         s = self.state
         s.tick += 1
-        s.utc_ns = self._utc_ns + 10_000_000 * s.tick
+        s.utc_ns += 10_000_000
         self._driver.step(s)
         self._steer(s)
         self._run_engine(s)
@@ -94,7 +94,7 @@ class Van:
             s.engine = ENGINE_CRANKING
         elif s.key == KEY_ON and s.engine == ENGINE_CRANKING:
             s.engine = ENGINE_RUNNING
-        s.engine_available = _engine_most(s.rpm) if s.engine == ENGINE_RUNNING else 0.0
+        s.engine_available = _between(ENGINE_CURVE, s.rpm) if s.engine == ENGINE_RUNNING else 0.0
 
     def _shift(self, s: State) -> None:
         """Follow the lever, and choose gears by engine speed and pedal."""
@@ -128,8 +128,7 @@ class Van:
             self._grade_wanted = 0.06 * (self._random.random() - 0.5)
         rolling = ROLLING * MASS * GRAVITY if s.speed else 0.0
         s.resistance = rolling + MASS * GRAVITY * s.road_grade + AIR * s.speed * s.speed
-        held = not s.gear_ratio or s.parking_brake or (s.speed < 0.3 and s.wanted_speed == 0)
-        if held:
+        if not s.gear_ratio or s.parking_brake or (s.standstill and s.wanted_speed == 0):
             self._stand(s)
             return
         self._wish(s)
@@ -156,6 +155,8 @@ class Van:
             wish, jerk = -8.9, 60.0
         else:
             wish, jerk = max(-2.4, min(2.9, 0.5 * (s.wanted_speed - s.speed))), 20.0 if s.braking else 4.0
+            if s.wanted_speed == 0:
+                wish = min(wish, -0.9)  # to a stop, not ever more slowly
         s.wanted_acceleration += _limit(wish - s.wanted_acceleration, jerk * STEP)
         braking = s.wanted_acceleration < (-0.35 if s.braking else -0.5)
         s.brake_applications += braking and not s.braking
@@ -166,11 +167,13 @@ class Van:
         leverage = s.gear_ratio * FINAL_DRIVE / RADIUS
         torque = force / leverage
         torque = torque / EFFICIENCY if torque > 0 else torque * EFFICIENCY
-        s.torque_request = torque
         motor_most = min(MOTOR_MOST_NM, MOTOR_MOST_W * 60 / (2 * pi) / max(s.input_rpm, 1.0))
+        s.torque_request = max(-motor_most, min(s.engine_available + motor_most, torque))
         closing = 0.35 if s.shifting else 1.0  # less torque while gears change
         if torque > 0:
-            s.motor_torque = min(0.3 * torque, motor_most) * closing
+            # A full battery helps, an empty one is charged.
+            support = 0.3 * max(-0.5, min(1.0, (s.state_of_charge - 45) / 10))
+            s.motor_torque = max(-motor_most, min(motor_most, support * torque)) * closing
             s.engine_torque = min(torque - s.motor_torque, s.engine_available) * closing
         else:
             drag = -(12 + 0.008 * s.rpm) if s.clutch_closed else 0.0
@@ -228,10 +231,6 @@ class Van:
 
 def _shaft_rpm(speed: float) -> float:
     return speed / CIRCUMFERENCE * 60 * FINAL_DRIVE
-
-
-def _engine_most(rpm: float) -> float:
-    return _between(ENGINE_CURVE, rpm)
 
 
 def _between(curve: tuple[tuple[float, float], ...], x: float) -> float:

@@ -84,6 +84,6 @@ TRUCK: Table = {
         "SPN_LOW": Sensor(lambda s: SPN[s.fault] & 0xFFFF),
         "FMI": Sensor(lambda s: FMI[s.fault]),
         "SPN_HIGH": Sensor(lambda s: SPN[s.fault] >> 16),
-        "OCCURRENCES": Sensor(lambda s: s.faults_seen),
+        "OCCURRENCES": Sensor(lambda s: min(s.faults_seen, 126)),
     },
 }

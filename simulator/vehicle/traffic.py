@@ -18,7 +18,7 @@ from simulator.vehicle.state import State
 STEP_US = 10_000
 MOST_DELAY_US = 5_000
 MOST_DRIFT_PPM = 40
-NOMINAL_BITS_PER_US, DATA_BITS_PER_US = {"can0": 0.5, "can1": 0.5, "can2": 0.25}, 2.0
+NOMINAL_BITS_PER_US, DATA_BITS_PER_US = 0.5, 2.0  # 500 kbit/s on each bus, 2 Mbit/s after the bit rate switch
 
 Frame = tuple[int, str, int, int, bytes]  # time_us, bus, can_id, flags, data
 
@@ -59,8 +59,7 @@ class Bus:
     """One frame at a time; of those that wait, the lowest identifier goes first."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._bits_per_us = name, NOMINAL_BITS_PER_US[name]
-        self._free_us = 0
+        self._name, self._free_us = name, 0
         self._waiting: list[tuple[int, int, int, bytes]] = []
 
     def add(self, ready_us: int, page: Layout, payload: bytes) -> None:
@@ -81,15 +80,16 @@ class Bus:
                 if waiting[i][1] < waiting[first][1]:
                     first = i
             _, can_id, flags, payload = waiting.pop(first)
-            self._free_us = start + self._duration_us(can_id, flags, len(payload))
+            self._free_us = start + _duration_us(can_id, flags, len(payload))
             yield self._free_us, self._name, can_id, flags, payload
 
-    def _duration_us(self, can_id: int, flags: int, length: int) -> int:
-        """Bits on the wire, with a tenth of stuff bits; the data phase of CAN FD is faster."""
-        head = 67 if can_id & EXTENDED_ID else 47
-        if flags:
-            return int(32 / self._bits_per_us + (8 * length + 30) * 1.1 / DATA_BITS_PER_US)
-        return int((head + 8 * length) * 1.1 / self._bits_per_us)
+
+def _duration_us(can_id: int, flags: int, length: int) -> int:
+    """Bits on the wire, with a tenth of stuff bits; the data phase of CAN FD is faster."""
+    if flags:
+        return int(32 / NOMINAL_BITS_PER_US + (8 * length + 30) * 1.1 / DATA_BITS_PER_US)
+    head = 67 if can_id & EXTENDED_ID else 47
+    return int((head + 8 * length) * 1.1 / NOMINAL_BITS_PER_US)
 
 
 class Traffic:
