@@ -8,13 +8,13 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from edge.errors import EdgeError, InputError
 
-FINDING, BAD_USE = 1, 2
+FINDING, BAD_USE, INTERRUPTED = 1, 2, 130
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -34,7 +34,7 @@ class Commands(click.Group):
             sys.exit(0)
 
 
-def fail(line: str, status: int) -> None:
+def fail(line: str, status: int) -> NoReturn:
     click.echo(f"bordnetz: {line}", err=True)
     sys.exit(status)
 
@@ -64,7 +64,10 @@ def demo(
         raise click.UsageError("LOG and --manifest go together: a manifest says what the frames of LOG mean")
     from simulator import demo as line
 
-    summary = line.run(log, manifest, seconds=seconds, seed=seed, out=out, template=template, say=_say(as_json))
+    try:
+        summary = line.run(log, manifest, seconds=seconds, seed=seed, out=out, template=template, say=_say(as_json))
+    except line.Interrupted as error:
+        fail(str(error), INTERRUPTED)
     click.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
     if not summary.ok:
         sys.exit(FINDING)
@@ -145,12 +148,19 @@ def decode(log: Path, manifest: Path, out: Path) -> None:
 @main.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--manifest", type=FILE, help="Check campaigns and settings against this decoder manifest.")
+@click.option("--expand", type=FILE, help="Write the deployment that a template without findings expands to.")
 @click.option("--json", "as_json", is_flag=True)
-def check(files: tuple[Path, ...], manifest: Path | None, as_json: bool) -> None:
+def check(files: tuple[Path, ...], manifest: Path | None, expand: Path | None, as_json: bool) -> None:
     """Deployment templates and manifests, campaigns, decoder manifests, databases: what is wrong with them?"""
+    from simulator import deployment
     from simulator.check import check_file
 
+    if expand is not None and len(files) != 1:
+        raise click.UsageError("--expand takes one template")
     findings = [finding for file in files for finding in check_file(file, manifest)]
+    if expand is not None and not findings:
+        _make_folder(expand)
+        expand.write_text(json.dumps(deployment.expand(files[0]), indent=2) + "\n")
     if as_json:
         click.echo(json.dumps(findings, indent=2))
     else:

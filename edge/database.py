@@ -295,5 +295,5 @@ def _cause(error: Exception) -> Exception:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200] or "no reason given"
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split())[:200]) or "no reason given"
     return text if isinstance(error, CantoolsError) or " line " in text else f"{text} ({type(error).__name__})"

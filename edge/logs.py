@@ -129,7 +129,7 @@ class CandumpLog:
         self._buffer[:left] = self._buffer[self._start : self._start + left]
         self._start = 0
         try:
-            size = self._file.readinto(memoryview(self._buffer)[left : left + PIECE_BYTES])
+            size = self._file.readinto1(memoryview(self._buffer)[left : left + PIECE_BYTES])
         except self._damage as error:
             self.problem = f"is cut or damaged after line {self._reader.lines} ({error}); all before that was read"
             left = size = 0  # what is left is part of a line, not a line
@@ -167,7 +167,7 @@ class _ZstdText:
         self._is_between = True  # two frames, where a file may end
         self._text = b""
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto1(self, buffer: memoryview) -> int:
         while not self._text:
             packed = self._frame.unused_data or self._file.read(PIECE_BYTES // 8)
             if not packed:

@@ -140,6 +140,9 @@ class SequenceBook:
         return bool(self._received.missing(after + 1, before - 1))
 
 
+Books = Mapping[tuple[str, str], SequenceBook]  # by vehicle and outbox
+
+
 def explain(missing: Iterable[Range], evictions: Iterable[Eviction]) -> tuple[list[Range], list[Range]]:
     """Split missing into what evictions account for and what they do not.
 
@@ -185,7 +188,7 @@ class Trail:
         self._next: int | None = None
         self._place: tuple[str, int] | None = None
 
-    def add(self, outbox: str, sequence: int, block: Block, books: Mapping[str, SequenceBook]) -> None:
+    def add(self, outbox: str, sequence: int, block: Block, books: Books) -> None:
         coverage, boot = block.coverage, block.clock.boot_id
         self._count(coverage, block.counters)
         if self._next is not None and boot == self._boot:
@@ -223,12 +226,12 @@ class Trail:
             # A live source that starts to count anew is no overlap.
             self.audit.overlaps.append((coverage.first, min(expected, coverage.end) - 1))
 
-    def _is_lost_before(self, outbox: str, sequence: int, books: Mapping[str, SequenceBook]) -> bool:
+    def _is_lost_before(self, outbox: str, sequence: int, books: Books) -> bool:
         if self._place is None:
             return False
         before, at = self._place
         if before == outbox:
-            return books[outbox].is_missing_between(at, sequence)
+            return books[self.audit.vehicle, outbox].is_missing_between(at, sequence)
         # A new outbox after a corruption: the newest records of the old one may be gone without a trace.
         return True
 

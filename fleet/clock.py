@@ -4,7 +4,7 @@ blocks of one boot    1 unknown   2 system   3 synchronised   4 synchronised
 offset that is used   └──────── that of 3 ───────┘            that of 4
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 
 from edge.message import Clock, Quality
 
@@ -18,7 +18,7 @@ class Clocks:
     def add(self, vehicle: str, sequence: int, clock: Clock) -> None:
         if clock.boot_id:
             of_boot = self._anchors.setdefault((vehicle, clock.boot_id), {})
-            of_boot.setdefault(clock.quality, []).append((sequence, clock.utc_offset_us))
+            insort(of_boot.setdefault(clock.quality, []), (sequence, clock.utc_offset_us))
 
     def utc_offset_us(self, vehicle: str, sequence: int, clock: Clock) -> int:
         """The block's own, unless the boot has a better clock: then that of the next block that has it, or the last."""
@@ -29,5 +29,4 @@ class Clocks:
         if clock.quality == best:
             return clock.utc_offset_us
         anchors = of_boot[best]
-        anchors.sort()
         return anchors[min(bisect_left(anchors, (sequence, 0)), len(anchors) - 1)][1]

@@ -206,8 +206,8 @@ class _Writing:
 
     def _follow(self, entry: _Entry, record: Record, block: Block) -> None:
         key = (entry.vehicle, record.stream, block.coverage.source)
-        books = {outbox: book for (vehicle, outbox), book in self._index.books.items() if vehicle == entry.vehicle}
-        self._trails.setdefault(key, Trail(*key)).add(entry.outbox, entry.sequence, block, books)
+        trail = self._trails.setdefault(key, Trail(*key))
+        trail.add(entry.outbox, entry.sequence, block, self._index.books)
 
     def _siblings(self, trail: Trail) -> Iterator[Trail]:
         for other in self._trails.values():

@@ -1,7 +1,9 @@
 """A recording to a table, without a vehicle in between: `bordnetz decode`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -10,6 +12,7 @@ from cy_core.frames import Frames
 from edge.decoder import Decoder
 from edge.logs import open_log
 from edge.manifest import DecoderManifest
+from fleet.sort import Sorter
 from fleet.table import TableMaker, open_writer
 
 FRAMES_AT_ONCE = 65_536
@@ -41,26 +44,34 @@ class DecodedLog(msgspec.Struct):
 def decode_log(
     log: Path, manifest: DecoderManifest, out: Path, progress: Callable[[int], None] = lambda done: None
 ) -> DecodedLog:
-    """Write the samples of log to out (.parquet or .csv). progress gets the bytes of log done with, roughly.
+    """Write the samples of log, in order of time, to out (.parquet or .csv). progress gets the bytes of log done with, roughly.
 
     Raises InputError: log cannot be opened, or out cannot be written.
     """
     decoder, maker = Decoder(manifest), TableMaker(manifest)
-    reader = open_log(log, manifest.buses)
     result = DecodedLog(str(out))
     columns, frames = Columns(decoder.plan), Frames()
-    with open_writer(out, manifest) as writer:
+    with closing(open_log(log, manifest.buses)) as reader, open_writer(out, manifest) as writer, _scratch(out) as spill:
+        sorter = Sorter(spill)
         more = True
         while more:
             more = reader.read(frames, FRAMES_AT_ONCE)
             decoder.decode_batch(frames, columns)
-            writer.write(maker.table(columns))
+            sorter.add(maker.rows(columns))
             _count(result, columns)
             frames.clear()
             progress(reader.bytes_read)
-    result.problems = [f"{log}: {problem}" for problem in reader.problems()]
-    reader.close()
+        for rows in sorter.tables():
+            writer.write(rows)
+        result.problems = [f"{log}: {problem}" for problem in reader.problems()]
     return result
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder beside out, on the same disk."""
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        yield Path(folder)
 
 
 def _count(result: DecodedLog, columns: Columns) -> None:

@@ -63,7 +63,7 @@ class Sorter:
 def in_order(rows: pa.Table) -> pa.Table:
     """By time, then by the manifest; what is equal in both stays in the order it came in."""
     order: Numbers = np.lexsort((np.asarray(rows[ORDER]), np.asarray(rows["time_us"])))
-    return rows.unify_dictionaries().take(order)
+    return rows.unify_dictionaries().combine_chunks().take(order)
 
 
 def _read(path: Path) -> pa.Table:

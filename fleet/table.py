@@ -98,9 +98,9 @@ class TableMaker:
             column = np.frombuffer(data, letter)
             raw = column.view(f"u{column.itemsize}") if signals[index].is_float else column
             value, label = physical(signals[index], column), self._labels.codes(first + index, column)
-            parts = (raw.astype(np.int64), value, label)
+            parts: list[Numbers] = [raw.astype(np.int64), value, label]
             if len(column) != len(times):
-                parts = tuple(np.repeat(array, len(times)) for array in parts)
+                parts = [np.repeat(array, len(times)) for array in parts]
             yield times, np.full(len(times), first + index, np.int32), *parts
 
 
@@ -109,11 +109,12 @@ def physical(signal: Signal, column: Numbers) -> Numbers:
     value: Numbers = column.astype(np.float64)
     if (signal.factor, signal.offset) == (1, 0):
         return value
-    scaled: Numbers = value * signal.factor + signal.offset
-    if column.dtype.kind in "iu" and column.itemsize == 8 and isinstance(signal.factor, int):
-        # Only here can a product be whole and too long for a float64.
-        for place in np.flatnonzero(np.abs(value) * abs(signal.factor) + abs(signal.offset) >= EXACT):
-            scaled[place] = float(int(column[place]) * signal.factor + signal.offset)
+    scaled: Numbers = value * float(signal.factor) + float(signal.offset)
+    if column.dtype.kind in "iu" and isinstance(signal.factor, int):
+        longest = max(abs(int(np.iinfo(column.dtype).min)), int(np.iinfo(column.dtype).max))
+        if longest * abs(signal.factor) + abs(signal.offset) >= EXACT:  # else float64 holds all that is whole
+            for place in np.flatnonzero(np.abs(value) * abs(signal.factor) + abs(signal.offset) >= EXACT):
+                scaled[place] = float(int(column[place]) * signal.factor + signal.offset)
     return scaled
 
 

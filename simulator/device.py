@@ -207,7 +207,7 @@ class EdgeDevice:
         return Module(name, definition, folder, {**runtime, **environment, **self.environment(name)}, log_file)
 
     async def _supervise(self, module: Module) -> None:
-        """Run a module's process, and restart it as edgeAgent does: 10 s doubled up to 5 min, 20 times."""
+        """Run a module's process, and restart it as edgeAgent does."""
         while not self._stopping.is_set():
             started = time.monotonic()
             await self._run(module)
@@ -216,15 +216,19 @@ class EdgeDevice:
             if time.monotonic() - started > HEALTHY_SECONDS * self._scale:
                 module.restarts = 0
             if module.restarts >= MOST_RESTARTS:
-                module.state = "failed"
                 log.error("module %s failed: restarted %d times", module.name, module.restarts)
+                self._set_state(module, "failed")
                 return
-            delay = min(BACKOFF_SECONDS * 2**module.restarts, BACKOFF_MOST_SECONDS) * self._scale
-            module.state = "backoff"
+            delay = backoff_seconds(module.restarts) * self._scale
             module.restarts += 1
+            self._set_state(module, "backoff")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
-        module.state = "stopped"
+        self._set_state(module, "stopped")
+
+    def _set_state(self, module: Module, state: str) -> None:
+        module.state = state
+        self.hub.tell()
 
     async def _run(self, module: Module) -> None:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("IOTEDGE_", "BORDNETZ_"))}
@@ -244,7 +248,7 @@ class EdgeDevice:
         except OSError as error:
             log.error("module %s cannot be started: %s", module.name, error)
             return
-        module.state = "running"
+        self._set_state(module, "running")
         assert process.stdout is not None
         output = asyncio.create_task(module.log.follow(process.stdout), name=f"log of {module.name}")
         ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(self._stopping.wait())
@@ -289,6 +293,11 @@ class EdgeDevice:
             draft.write_text(json.dumps({"secret": os.urandom(32).hex()}))
             draft.replace(path)
         return bytes.fromhex(json.loads(path.read_text())["secret"])
+
+
+def backoff_seconds(restarts: int) -> float:
+    """How long edgeAgent waits before it starts a module again that it has restarted so often."""
+    return min(BACKOFF_SECONDS * 2**restarts, BACKOFF_MOST_SECONDS)
 
 
 def free_address() -> str:

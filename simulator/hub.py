@@ -149,8 +149,13 @@ class Hub:
             del self._calls[rid]
 
     async def changed(self, timeout_s: float) -> None:
-        """Return once anything has changed: a message, a twin, a connection. Raises TimeoutError."""
+        """Return once anything changes: a message, a twin, a connection, a module's state. Raises TimeoutError."""
         await asyncio.wait_for(self._change.wait(), timeout_s)
+
+    def tell(self) -> None:
+        """Wake who waits for a change."""
+        self._change.set()
+        self._change = asyncio.Event()
 
     # What modules do
 
@@ -181,7 +186,7 @@ class Hub:
             if self._connections.get(connection.module) is connection:
                 del self._connections[connection.module]
             connection.close()
-            self._tell()
+            self.tell()
 
     async def _accept(self, connection: "_Connection", packet: mqtt.Packet) -> int:
         """Answer a CONNECT; return the seconds that the client may be silent, 0 where it was refused."""
@@ -203,7 +208,7 @@ class Hub:
         connection.module, connection.token_expiry = module, expiry
         self._connections[module] = connection
         connection.send(mqtt.connack(mqtt.ACCEPTED, session_present=bool(self.subscriptions[module])))
-        self._tell()
+        self.tell()
         return min(connect.keepalive_s or KEEPALIVE_MOST_SECONDS, KEEPALIVE_MOST_SECONDS)
 
     def _judge(self, connect: mqtt.Connect, module: str) -> tuple[int, str, int]:
@@ -233,7 +238,7 @@ class Hub:
                 self._take(connection, module, message, packet.wire_bytes)
                 if message.qos:
                     connection.send(mqtt.puback(message.packet_id))
-                self._tell()
+                self.tell()
             case mqtt.SUBSCRIBE:
                 wanted = mqtt.subscribe_of(packet)
                 connection.send(mqtt.suback(wanted.packet_id, self._subscribe(module, wanted.filters)))
@@ -322,10 +327,6 @@ class Hub:
                     self.counters["expired"] += 1
                     connection.close()
 
-    def _tell(self) -> None:
-        self._change.set()
-        self._change = asyncio.Event()
-
     def _keep(self) -> None:
         state = {
             "twins": {module: twin.to_dict() for module, twin in self._twins.items()},
@@ -335,7 +336,7 @@ class Hub:
         draft = self._path.with_suffix(".draft")
         draft.write_text(json.dumps(state))
         draft.replace(self._path)
-        self._tell()
+        self.tell()
 
 
 class _Connection:
