@@ -44,4 +44,7 @@ extensions = [
     for path in sorted(Path("cy_core").glob("*.pyx"))
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=2))
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=os.cpu_count() or 1),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+)

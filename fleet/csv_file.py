@@ -15,6 +15,7 @@ from edge.manifest import DecoderManifest, Signal
 
 ROWS_AT_ONCE = 1 << 18
 EXACT = 1 << 53
+LONG = 10**9  # a float that is longer may be written with an exponent
 
 
 class CsvFile:
@@ -64,10 +65,8 @@ class CsvFile:
             elif signal.length == 64 and not signal.signed:
                 texts = _put(texts, rows, pc.cast(pa.array(raw[rows].astype(np.uint64)), pa.string()))
             if isinstance(signal.factor, int) and isinstance(signal.offset, int) and not signal.is_float:
-                long = rows[np.abs(value[rows]) >= EXACT]
-                if len(long):
-                    scaled = (_unwrapped(signal, int(n)) * signal.factor + signal.offset for n in raw[long])
-                    values = _put(values, long, pa.array(map(str, scaled), pa.string()))
+                long = rows[np.abs(value[rows]) >= LONG]
+                values = _put(values, long, _whole_numbers(signal, raw[long], value[long]))
         return texts, values
 
     def _of_signals(self, names: list[Any]) -> Iterable[tuple[Signal, Any]]:
@@ -81,7 +80,7 @@ class CsvFile:
             message, place = divmod(rest, sizes[2])
             key = tuple(array.dictionary[n].as_py() for array, n in zip(names, (bus, message, place), strict=True))
             signal = self._signals[key]
-            if signal.is_float or signal.length > 32 or abs(signal.factor) > 1 or abs(signal.offset) >= EXACT:
+            if signal.is_float or signal.length > 24 or abs(signal.factor) > 16 or abs(signal.offset) > 1 << 28:
                 yield signal, np.flatnonzero(codes == code)
 
 
@@ -108,5 +107,13 @@ def _put(texts: pa.Array, rows: Any, new: pa.Array) -> pa.Array:
     return pc.replace_with_mask(texts, pa.array(mask), new)
 
 
-def _unwrapped(signal: Signal, raw: int) -> int:
-    return raw + (1 << 64) if raw < 0 and not signal.signed else raw
+def _whole_numbers(signal: Signal, raw: Any, value: Any) -> pa.Array:
+    """Physical values that are whole, with all their digits."""
+    texts = np.array([""] * len(value), object)
+    short = np.abs(value) < EXACT
+    texts[short] = value[short].astype(np.int64).astype(str)
+    wrapped = 0 if signal.signed else (1 << 64) - 1
+    for place in np.flatnonzero(~short):
+        number = int(raw[place])
+        texts[place] = str((number & wrapped if wrapped else number) * signal.factor + signal.offset)
+    return pa.array(texts, pa.string())

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from edge import block as blocks
@@ -38,7 +39,7 @@ from fleet.table import ParquetFile, TableMaker
 
 AUDIT_FILE = "_audit.json"  # readers of a folder of Parquet pass over names that begin so
 UNDECODED = "_undecoded"
-DAY_S = 86_400
+TIMES_US = (-62_135_596_800_000_000, 253_402_300_800_000_000)  # years 1 to 9999
 MOST_PROBLEMS = 1000
 
 Manifests = Mapping[str, DecoderManifest]
@@ -200,7 +201,9 @@ class _Writing:
                 decoder, maker = self._line(manifest)
                 columns = blocks.decode(block.data, decoder.plan)
                 offset_us = self._index.clocks.utc_offset_us(entry.vehicle, entry.sequence, block.clock)
-                self._sorter(entry.vehicle, record.stream).add(maker.rows(columns, offset_us))
+                rows = maker.rows(columns, offset_us)
+                _check_times(rows)
+                self._sorter(entry.vehicle, record.stream).add(rows)
         except BlockCorrupt as error:
             self._index.problem(f"{entry.place}: record {entry.sequence} of {record.stream}: {error}; left out")
 
@@ -246,6 +249,13 @@ def _message(place: Place) -> Received:
     if not isinstance(message, Received):
         raise InputError(place, "has changed while it was decoded", "decode again")
     return message
+
+
+def _check_times(rows: pa.Table) -> None:
+    """Raises BlockCorrupt: a clock beyond the calendar."""
+    times = np.asarray(rows["time_us"])
+    if len(times) and not TIMES_US[0] <= times.min() <= times.max() < TIMES_US[1]:
+        raise BlockCorrupt(f"its samples are of {times.min()} to {times.max()} microseconds of UTC")
 
 
 def _write_days(sorter: Sorter, partition: Path) -> None:

@@ -44,7 +44,9 @@ class DecodedLog(msgspec.Struct):
 def decode_log(
     log: Path, manifest: DecoderManifest, out: Path, progress: Callable[[int], None] = lambda done: None
 ) -> DecodedLog:
-    """Write the samples of log, in order of time, to out (.parquet or .csv). progress gets the bytes of log done with, roughly.
+    """Write the samples of log, in order of time, to out (.parquet or .csv).
+
+    progress gets the bytes of log done with, roughly.
 
     Raises InputError: log cannot be opened, or out cannot be written.
     """

@@ -8,7 +8,7 @@ What is no message of ours is data: it is reported with its file and line, and t
 import base64
 import json
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -89,7 +89,7 @@ def parse(place: Place, line: bytes) -> Received | Unreadable | Other:
         if system.get("contentType", CONTENT_TYPE) != CONTENT_TYPE:
             return Other(place)
         sender = system["connectionDeviceId"]
-        enqueued = datetime.fromisoformat(message["EnqueuedTimeUtc"])
+        enqueued = datetime.fromisoformat(message["EnqueuedTimeUtc"]).replace(tzinfo=UTC)
         envelope = unpack(base64.b64decode(message["Body"], validate=True))
     except BlockCorrupt as error:
         return Unreadable(place, str(error))

@@ -10,6 +10,7 @@ One row a sample. Everything is done on whole columns; no Python object is made 
 """
 
 import struct
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ class TableMaker:
 
     def rows(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
         """The samples in no order, with the column ORDER."""
-        parts = [part for group in columns.groups() for part in self._group(group)]
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are data
+            parts = [part for group in columns.groups() for part in self._group(group)]
         if not parts:
             return SCHEMA.append(pa.field(ORDER, pa.int32())).empty_table()
         times, numbers, raws, values, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -159,7 +161,7 @@ class _Labels:
 
 def _fits(raw: int, kind: type) -> bool:
     if kind is np.float64:
-        return abs(raw) <= EXACT
+        return abs(raw) <= sys.float_info.max and float(raw) == raw
     return bool(np.iinfo(kind).min <= raw <= np.iinfo(kind).max)
 
 

@@ -31,6 +31,7 @@ from simulator.binds import Binds
 from simulator.deployment import create_options, module_of_image, modules_content
 from simulator.hub import PORT, Hub
 from simulator.modulelog import ModuleLog
+from simulator.tasks import Tasks
 from simulator.template import object_of
 from simulator.twin import Rejected
 from simulator.workload import Workload
@@ -109,7 +110,7 @@ class EdgeDevice:
         self.hub = Hub(HUB_NAME, device_id, self.address, self._state, self._keys)
         self.modules = {name: self._module(name, definition) for name, definition in definitions.items()}
         self._workloads: list[Workload] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._stopping = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -148,9 +149,7 @@ class EdgeDevice:
                 )
         for module in sorted(self.modules.values(), key=lambda module: module.startup_order):
             if module.wanted:
-                task = asyncio.create_task(self._supervise(module), name=module.name)
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.start(self._supervise(module), f"module {module.name}")
 
     async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int | None:
         """Send a signal to a module's process, wait for its end and return its exit status; edgeAgent restarts it.
@@ -160,13 +159,13 @@ class EdgeDevice:
         process = self.modules[name].process
         if process is None or process.returncode is not None:
             return None
-        process.send_signal(number)
+        _signal(process, number)
         return await process.wait()
 
     async def stop(self) -> None:
         """Stop modules (SIGTERM, after a while SIGKILL), hub and workload sockets."""
         self._stopping.set()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.join()
         await self.hub.stop()
         for workload in self._workloads:
             await workload.stop()
@@ -266,13 +265,11 @@ class EdgeDevice:
         log.info("module %s ended with %s", module.name, module.exit_code)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        with suppress(ProcessLookupError):
-            process.terminate()
+        _signal(process, signal.SIGTERM)
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
+            _signal(process, signal.SIGKILL)
 
     def _sockets(self) -> Path:
         # A socket's path has 107 bytes at most; the state folder may lie deep.
@@ -297,7 +294,7 @@ class EdgeDevice:
 
 def backoff_seconds(restarts: int) -> float:
     """How long edgeAgent waits before it starts a module again that it has restarted so often."""
-    return min(BACKOFF_SECONDS * 2**restarts, BACKOFF_MOST_SECONDS)
+    return min(BACKOFF_SECONDS * 2.0**restarts, BACKOFF_MOST_SECONDS)
 
 
 def free_address() -> str:
@@ -315,6 +312,13 @@ def free_address() -> str:
 
 def _env_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    # Not process.send_signal: it may fetch the exit status of a process that has just ended, which is then lost.
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -22,7 +22,9 @@ from urllib.parse import parse_qs
 
 from edge.errors import InputError
 from simulator import mqtt
+from simulator.connection import TWIN_ANSWERS, Connection, request_id
 from simulator.sas import BadToken, check_token, has_expired
+from simulator.tasks import Tasks
 from simulator.telemetry import Bag, MessageStore, bag_bytes, parse_bag
 from simulator.twin import Rejected, Twin, parse
 
@@ -33,12 +35,10 @@ CONNECT_SECONDS = 60
 KEEPALIVE_MOST_SECONDS = 600
 TOKEN_CHECK_SECONDS = 300.0
 MOST_CLIENTS = 100
-UNREAD_BYTES = 8 << 20  # that a client may leave unread before it is cut off
 MESSAGE_BYTES = 262_144
 METERED_BYTES = 4096
 METHOD_NAME_CHARACTERS, METHOD_BYTES = 100, 128 * 1024
 
-TWIN_ANSWERS = "$iothub/twin/res/#"
 TWIN_PATCHES = "$iothub/twin/PATCH/properties/desired/#"
 METHOD_CALLS = "$iothub/methods/POST/#"
 
@@ -67,10 +67,10 @@ class Hub:
         self.store = MessageStore(folder / "messages", name)
         self._keys = keys
         self._path = folder / "hub.json"
-        self._connections: dict[str, _Connection] = {}
+        self._connections: dict[str, Connection] = {}
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._change = asyncio.Event()
         state = _read_state(self._path)
         self._twins = {module: Twin(state.get("twins", {}).get(module)) for module in keys}
@@ -88,18 +88,15 @@ class Hub:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certificate, key)
-        self._server = await asyncio.start_server(self._serve, self.address, PORT, ssl=context)
-        self._tasks.add(asyncio.create_task(self._check_tokens(), name="hub: token check"))
+        self._server = await asyncio.start_server(self._connected, self.address, PORT, ssl=context)
+        self._tasks.start(self._check_tokens(), "hub: token check")
 
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections.values()):
             connection.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await self._tasks.end()
 
     # What the cloud side does
 
@@ -136,12 +133,12 @@ class Hub:
         if len(method) > METHOD_NAME_CHARACTERS or len(body) > METHOD_BYTES:
             raise ValueError(f"a method of {len(method)} characters with {len(body)} bytes is over the limits")
         connection = self._connections.get(module)
-        if connection is None or METHOD_CALLS not in self.subscriptions[module]:
-            raise NoAnswer(404, f"{module} is not connected, or takes no methods")
         rid = uuid.uuid4().hex
         answer = self._calls[rid] = asyncio.get_running_loop().create_future()
         try:
-            connection.publish(METHOD_CALLS, f"$iothub/methods/POST/{method}/?$rid={rid}", body)
+            topic = f"$iothub/methods/POST/{method}/?$rid={rid}"
+            if connection is None or not connection.publish(METHOD_CALLS, topic, body):
+                raise NoAnswer(404, f"{module} is not connected, or takes no methods")
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError as error:
             raise NoAnswer(504, f"{module} did not answer {method} in {timeout_s} s") from error
@@ -159,23 +156,23 @@ class Hub:
 
     # What modules do
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection(self, writer)
-        task = asyncio.current_task()
-        if task is None or len(self._tasks) > MOST_CLIENTS:
-            connection.close()
-            return
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) > MOST_CLIENTS:
+            writer.close()
+        else:
+            self._tasks.start(self._serve(reader, Connection(writer), writer), "hub: connection")
+
+    async def _serve(self, reader: asyncio.StreamReader, connection: Connection, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 keepalive_s = await self._accept(connection, await mqtt.read_packet(reader))
             while keepalive_s:
                 async with asyncio.timeout(1.5 * keepalive_s):
                     packet = await mqtt.read_packet(reader)
-                    if packet.kind == mqtt.DISCONNECT or connection.is_closing:
-                        break
-                    await self._handle(connection, connection.module, packet)
+                if packet.kind == mqtt.DISCONNECT or connection.is_closing:
+                    break
+                await self._handle(connection, connection.module, packet)
+                async with asyncio.timeout(1.5 * keepalive_s):
                     await writer.drain()
         except mqtt.Malformed as error:
             self.counters["malformed"] += 1
@@ -188,7 +185,7 @@ class Hub:
             connection.close()
             self.tell()
 
-    async def _accept(self, connection: "_Connection", packet: mqtt.Packet) -> int:
+    async def _accept(self, connection: Connection, packet: mqtt.Packet) -> int:
         """Answer a CONNECT; return the seconds that the client may be silent, 0 where it was refused."""
         connect = mqtt.connect_of(packet)
         module = connect.client_id.partition("/")[2]
@@ -204,8 +201,10 @@ class Hub:
             self.counters["kicked"] += 1
             older.close()
         if connect.clean:
-            self.subscriptions[module] = {}
+            self.subscriptions[module].clear()
+            self._keep()
         connection.module, connection.token_expiry = module, expiry
+        connection.subscriptions = self.subscriptions[module]
         self._connections[module] = connection
         connection.send(mqtt.connack(mqtt.ACCEPTED, session_present=bool(self.subscriptions[module])))
         self.tell()
@@ -230,7 +229,7 @@ class Hub:
             return mqtt.NOT_AUTHORISED, str(error), 0
         return mqtt.ACCEPTED, "", expiry
 
-    async def _handle(self, connection: "_Connection", module: str, packet: mqtt.Packet) -> None:
+    async def _handle(self, connection: Connection, module: str, packet: mqtt.Packet) -> None:
         match packet.kind:
             case mqtt.PUBLISH:
                 message = mqtt.publish_of(packet)
@@ -261,15 +260,15 @@ class Hub:
         self._keep()
         return [qos if name in known else mqtt.NOT_GRANTED for name, qos in filters]
 
-    def _take(self, connection: "_Connection", module: str, message: mqtt.Publish, wire_bytes: int) -> None:
+    def _take(self, connection: Connection, module: str, message: mqtt.Publish, wire_bytes: int) -> None:
         events = f"devices/{self.device}/modules/{module}/messages/events/"
         topic = message.topic
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, _rid(topic), self._twins[module].document())
+            connection.answer(200, request_id(topic), self._twins[module].document())
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
-            self._take_reported(connection, module, _rid(topic), message.payload)
+            self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
             self._take_method_answer(topic, message.payload)
         else:
@@ -294,7 +293,7 @@ class Hub:
         self.counters["body_bytes"] += len(message.payload)
         self.counters["units"] += max(1, -(-size // METERED_BYTES))
 
-    def _take_reported(self, connection: "_Connection", module: str, rid: str, payload: bytes) -> None:
+    def _take_reported(self, connection: Connection, module: str, rid: str, payload: bytes) -> None:
         try:
             self._twins[module].patch_reported(parse(payload))
         except Rejected as error:
@@ -306,14 +305,14 @@ class Hub:
 
     def _take_method_answer(self, topic: str, payload: bytes) -> None:
         status = topic.split("/")[3]
-        call = self._calls.get(_rid(topic))
+        call = self._calls.get(request_id(topic))
         if call is not None and not call.done() and len(status) == 3 and status.isdecimal():
             with suppress(Rejected):  # an answer that is no JSON is none
                 call.set_result((int(status), parse(payload) if payload else None))
 
     def _notify_desired(self, module: str, patch: dict[str, Any]) -> None:
         connection = self._connections.get(module)
-        if connection is not None and TWIN_PATCHES in self.subscriptions[module]:
+        if connection is not None:
             version = self._twins[module].desired_version
             body = json.dumps({**patch, "$version": version}).encode()
             connection.publish(TWIN_PATCHES, f"$iothub/twin/PATCH/properties/desired/?$version={version}", body)
@@ -337,50 +336,6 @@ class Hub:
         draft.write_text(json.dumps(state))
         draft.replace(self._path)
         self.tell()
-
-
-class _Connection:
-    def __init__(self, hub: Hub, writer: asyncio.StreamWriter) -> None:
-        self.module = ""
-        self.token_expiry = 0
-        self.is_closing = False
-        self._hub = hub
-        self._writer = writer
-        self._packet_id = 0
-
-    def send(self, packet: bytes) -> None:
-        if self._writer.is_closing():
-            return
-        if self._writer.transport.get_write_buffer_size() > UNREAD_BYTES:
-            log.warning("%s does not read what it is sent: connection closed", self.module)
-            self._writer.transport.abort()
-            return
-        self._writer.write(packet)
-
-    def publish(self, subscription: str, topic: str, payload: bytes) -> None:
-        """With the QoS that the subscription was granted."""
-        self._packet_id = self._packet_id % 65_535 + 1
-        qos = self._hub.subscriptions[self.module][subscription]
-        self.send(mqtt.publish(topic, payload, self._packet_id if qos else 0))
-
-    def answer(self, status: int, rid: str, document: Any = None) -> None:
-        """A twin answer; who has not subscribed to them gets none, like from the real hub."""
-        if TWIN_ANSWERS in self._hub.subscriptions[self.module]:
-            body = b"" if document is None else json.dumps(document).encode()
-            self.publish(TWIN_ANSWERS, f"$iothub/twin/res/{status}/?$rid={rid}", body)
-
-    def close(self) -> None:
-        self.is_closing = True
-        with suppress(RuntimeError):  # the loop may be closing already
-            self._writer.close()
-
-
-def _rid(topic: str) -> str:
-    """Raises Malformed: edgeHub ends the connection of who sends none."""
-    rid = parse_qs(topic.partition("?")[2]).get("$rid", [""])[0]
-    if not rid or len(rid) > 256:
-        raise mqtt.Malformed(f"no request id in {topic[:200]!r}")
-    return rid
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from simulator.tasks import Tasks
+
 REQUESTS_AT_A_TIME = 10
 HEAD_BYTES = 16 * 1024
 BODY_BYTES = 64 * 1024
@@ -31,24 +33,29 @@ class Workload:
         self._neighbours = neighbours
         self._key = key
         self._trust_bundle = trust_bundle
-        self._requests = 0
+        self._requests = Tasks()
         self._server: asyncio.Server | None = None
 
     async def start(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, path, limit=HEAD_BYTES)
+        self._server = await asyncio.start_unix_server(self._connected, path, limit=HEAD_BYTES)
         path.chmod(0o666)
 
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
+        await self._requests.end()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._requests) < REQUESTS_AT_A_TIME:
+            self._requests.start(self._serve(reader, writer), f"workload of {self._module}")
+        else:
+            writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._requests += 1
         try:
-            if self._requests <= REQUESTS_AT_A_TIME:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    status, answer = await self._request(reader)
+            async with asyncio.timeout(REQUEST_SECONDS):
+                status, answer = await self._request(reader)
                 body = json.dumps(answer).encode()
                 reason = HTTPStatus(status).phrase
                 head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -57,7 +64,6 @@ class Workload:
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, ValueError):
             pass  # a client that went away, or one that does not speak HTTP
         finally:
-            self._requests -= 1
             writer.close()
 
     async def _request(self, reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:

@@ -102,7 +102,11 @@ def test_one_frame_decodes_to_labels_and_physical_values(data: st.DataObject) ->
 def physical_value(signal: Signal, raw: int | float) -> int | float | str:
     if not signal.is_float and raw in signal.labels:
         return signal.labels[int(raw)]
-    return raw * signal.factor + signal.offset if (signal.factor, signal.offset) != (1, 0) else raw
+    if (signal.factor, signal.offset) == (1, 0):
+        return raw
+    if not signal.is_float and isinstance(signal.factor, int) and isinstance(signal.offset, int):
+        return raw * signal.factor + signal.offset
+    return float(raw) * signal.factor + signal.offset  # in double precision throughout
 
 
 def assert_same(found: object, wanted: object) -> None:

@@ -34,6 +34,24 @@ MANIFEST = DecoderManifest(
 )
 
 
+# Written by the first version of the format: every later version must read it.
+GOLDEN = (
+    "bordnetz-manifest 1 sha256:%s\n"
+    '{"buses":["can0","can1"],"messages":[{"bus":"can0","id":419361024,"name":"CCVS1","length":8,"extended":true,'
+    '"signals":[{"name":"MUX","start":7,"length":4,"big_endian":true,"labels":{"0":"off","1":"on – ein"}},'
+    '{"name":"SPEED","start":8,"length":16,"factor":0.00390625,"unit":"km/h","minimum":0,"maximum":250.99},'
+    '{"name":"DEEP","start":24,"length":64,"signed":true,"offset":-0.5,"selector":0,"selected_by":[[0,3],[7,7]]}],'
+    '"cycle_ms":100}],"sources":[{"bus":"can0","file":"truck.dbc","sha256":"' + "ab" * 32 + '"}]}\n'
+)
+GOLDEN_HASH = "0c567b30bac1fdcc52bb201ed7ba067f6bbc64d01a3f7f1d56b1f9793985ea7d"
+
+
+def test_the_golden_manifest_reads_as_it_did() -> None:
+    loaded = manifests.parse((GOLDEN % GOLDEN_HASH).encode())
+    assert loaded == MANIFEST
+    assert loaded.hash == GOLDEN_HASH
+
+
 def test_a_manifest_saved_and_loaded_is_equal_and_keeps_its_hash(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path / "m.manifest")
     loaded = manifests.load(tmp_path / "m.manifest")
