@@ -8,7 +8,9 @@ class Group:
     message: int
     times: memoryview[int]
     columns: list[tuple[int, str, memoryview[int]]]
-    def __init__(self, message: int, times: memoryview[int], columns: list[tuple[int, str, memoryview[int]]]) -> None: ...
+    def __init__(
+        self, message: int, times: memoryview[int], columns: list[tuple[int, str, memoryview[int]]]
+    ) -> None: ...
 
 class Columns(Buffer):
     plan: Plan

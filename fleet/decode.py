@@ -110,7 +110,7 @@ class _Index:
         self._manifests = manifests
         self._began_us: dict[tuple[str, str], int] = {}
         self._entries: list[_Entry] = []
-        self._unreadable = 0
+        self._problem_count = 0
         self.books: dict[tuple[str, str], SequenceBook] = {}
         self.clocks = Clocks()
         self.problems: list[str] = []
@@ -127,12 +127,12 @@ class _Index:
 
     def problem(self, line: str) -> None:
         """There may be as many as lines in the folders: the first thousand are named."""
-        self._unreadable += 1
-        if self._unreadable <= MOST_PROBLEMS:
+        self._problem_count += 1
+        if self._problem_count <= MOST_PROBLEMS:
             self.problems.append(line)
 
     def all_problems(self) -> list[str]:
-        more = self._unreadable - MOST_PROBLEMS
+        more = self._problem_count - MOST_PROBLEMS
         missing = [
             f"{len(places):,} messages need decoder manifest {manifest}, which was not given; kept in {UNDECODED}/"
             for manifest, places in sorted(self.undecoded.items())

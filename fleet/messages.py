@@ -77,9 +77,13 @@ def read(paths: Iterable[Path]) -> Iterator[Received | Unreadable | Other]:
 
 
 def line_at(place: Place) -> bytes:
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
-        return file.readline()
+    """Raises InputError: the file is gone."""
+    try:
+        with place.path.open("rb") as file:
+            file.seek(place.offset)
+            return file.readline()
+    except OSError as error:
+        raise InputError(place, f"cannot be read again ({error.strerror})", "decode again") from error
 
 
 def parse(place: Place, line: bytes) -> Received | Unreadable | Other:

@@ -231,6 +231,8 @@ class EdgeDevice:
 
     async def _run(self, module: Module) -> None:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("IOTEDGE_", "BORDNETZ_"))}
+        # A pipe of our own: with asyncio's, the end of a process is not seen while a child of it holds the pipe open.
+        reading, writing = os.pipe()
         try:
             module.process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -239,17 +241,19 @@ class EdgeDevice:
                 cwd=self._root,
                 env={**inherited, **module.environment},
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=writing,
                 stderr=asyncio.subprocess.STDOUT,
                 process_group=0,  # a Ctrl-C is for the simulator, which stops its modules in order
                 preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
         except OSError as error:
             log.error("module %s cannot be started: %s", module.name, error)
+            os.close(reading)
             return
+        finally:
+            os.close(writing)
         self._set_state(module, "running")
-        assert process.stdout is not None
-        output = asyncio.create_task(module.log.follow(process.stdout), name=f"log of {module.name}")
+        output = asyncio.create_task(module.log.follow(reading), name=f"log of {module.name}")
         ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)

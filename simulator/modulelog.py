@@ -5,6 +5,7 @@ pipe ──► <name>.log, from LOG_BYTES on renamed to <name>.log.1        ─�
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +20,21 @@ class ModuleLog:
         self._path = path
         self._on_line = on_line
 
-    async def follow(self, pipe: asyncio.StreamReader) -> None:
-        """Copy until the pipe ends."""
+    async def follow(self, pipe: int) -> None:
+        """Copy from a descriptor until it ends, then close it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        reader = asyncio.StreamReader()
+        file = os.fdopen(pipe, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), file
+        )
         rest = b""
-        while data := await pipe.read(LINE_BYTES):
-            self._write(data)
-            rest = self._tell(rest + data)
+        try:
+            while data := await reader.read(LINE_BYTES):
+                self._write(data)
+                rest = self._tell(rest + data)
+        finally:
+            transport.close()
         if rest:
             self._tell(rest + b"\n")
 

@@ -85,10 +85,20 @@ def test_every_form_of_a_candump_line_is_read(line: str, frame: Frame) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "x", "(1.0) can0", "(1.0) can0 123", "(1.0) can0 #00", "(1.0) can0 FFF#00", "(1.0) can0 123#0", "1.0 can0 123#00",
-        "(1.0) can0 123#000102030405060708", "(1.0) can0 123##", "(1.0)  123#00", "(a.0) can0 123#00", "(1.0) can0 123#0g",
+        "x",
+        "(1.0) can0",
+        "(1.0) can0 123",
+        "(1.0) can0 #00",
+        "(1.0) can0 FFF#00",
+        "(1.0) can0 123#0",
+        "1.0 can0 123#00",
+        "(1.0) can0 123#000102030405060708",
+        "(1.0) can0 123##",
+        "(1.0)  123#00",
+        "(a.0) can0 123#00",
+        "(1.0) can0 123#0g",
     ],
-)  # fmt: skip
+)
 def test_a_line_that_is_no_frame_is_counted_and_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_text(f"(1.0) can0 123#00\n\n{line}\n(2.0) can0 123#01\n")

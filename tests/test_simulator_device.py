@@ -366,11 +366,10 @@ def test_no_bind_leads_out_of_the_state_folder(path):
 
 
 async def follow(log: ModuleLog, *pieces: bytes) -> None:
-    pipe = asyncio.StreamReader()
-    for piece in pieces:
-        pipe.feed_data(piece)
-    pipe.feed_eof()
-    await asyncio.wait_for(log.follow(pipe), SECONDS)
+    reading, writing = os.pipe()
+    os.write(writing, b"".join(pieces))
+    os.close(writing)
+    await asyncio.wait_for(log.follow(reading), SECONDS)
 
 
 async def test_a_log_is_rotated_while_its_module_runs(tmp_path, monkeypatch):

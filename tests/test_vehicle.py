@@ -286,9 +286,10 @@ def test_lateral_acceleration_is_speed_times_yaw_rate(by_name):
 def test_longitudinal_acceleration_is_the_slope_of_speed(by_name):
     steps = alongside(by_name, "SPEED", "MOTION")
     for a, b in itertools.pairwise(steps):
-        mean = (a["MOTION.LONGITUDINAL_ACCELERATION"] + b["MOTION.LONGITUDINAL_ACCELERATION"]) / 2
+        # Between the two, not their mean: a gear shift takes the torque away from one 10 ms to the next.
+        low, high = sorted(step["MOTION.LONGITUDINAL_ACCELERATION"] for step in (a, b))
         slope = (b["SPEED.SPEED"] - a["SPEED.SPEED"]) / 3.6 / 0.020
-        assert slope == pytest.approx(mean, abs=0.9)
+        assert low - 0.5 < slope < high + 0.5
     driven = sum(a["MOTION.LONGITUDINAL_ACCELERATION"] * 0.020 for a in steps)
     assert steps[-1]["SPEED.SPEED"] / 3.6 == pytest.approx(driven, abs=0.5)
 
