@@ -18,7 +18,7 @@
 
 typedef struct {
     uint64_t sign;       /* the sign bit, 0 for unsigned and floating-point fields */
-    uint16_t first_byte; /* of the eight that are loaded */
+    int16_t first_byte; /* of the eight that are loaded; -8 is the identifier, in front of the payload */
     uint16_t needed;     /* payload bytes that hold the whole field */
     uint8_t left, right;
     uint8_t spill; /* bits of the field in the ninth byte */

@@ -28,6 +28,7 @@ cdef class Columns:
     cdef Py_ssize_t column_count, column_capacity
     cdef Py_ssize_t exports
     cdef readonly Py_ssize_t frames, unknown_frames, short_frames, remote_frames, error_frames
+    cdef readonly Py_ssize_t segment_frames, assembled_messages     # parts of messages; messages put together
 
     cdef void forget(self) noexcept nogil
     cdef Py_ssize_t allocate(self, Py_ssize_t size) except -1 nogil

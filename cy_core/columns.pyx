@@ -80,6 +80,7 @@ cdef class Columns:
         """Empty it for the next batch, keeping the memory."""
         self.arena_size = self.group_count = self.column_count = 0
         self.frames = self.unknown_frames = self.short_frames = self.remote_frames = self.error_frames = 0
+        self.segment_frames = self.assembled_messages = 0
 
     cdef Py_ssize_t allocate(self, Py_ssize_t size) except -1 nogil:
         """The offset of size fresh bytes (multiples of 8); the arena may move."""

@@ -14,8 +14,10 @@ from libc.string cimport memcmp, memcpy, memset
 
 from cy_core.columns cimport Columns, column_t, group_t
 from cy_core.frames cimport Frames
-from cy_core.plan cimport Plan, field, find_extended, identifiers_t, message_t, signal_t
-from cy_core.structs cimport ERROR_FRAME, PAYLOAD_SLOT, REMOTE_FRAME, frame_t
+from cy_core.plan cimport (
+    ROW_HEAD, ROW_PADDING, Plan, field, find_extended, find_segments, find_whole, identifiers_t, message_t, signal_t
+)
+from cy_core.structs cimport ERROR_FRAME, ID_MASK, PAYLOAD_SLOT, REMOTE_FRAME, frame_t, payload_length
 
 cdef extern from "column_kernels.h":
     size_t decode_columns(
@@ -26,8 +28,8 @@ cdef extern from "column_kernels.h":
     int __builtin_popcountll(uint64_t bits) noexcept nogil
 
 cdef enum:
-    ROW_BYTES = 80              # PAYLOAD_SLOT + ROW_PADDING
-    ROW_WORDS = 10
+    TP_CONTROL = 0xEC           # PDU formats of J1939's transport protocol
+    TP_DATA = 0xEB
     AT_ONCE = 16384             # frames; with what they turn into they stay in the second-level cache
 
 
@@ -42,12 +44,17 @@ cdef class BatchDecoder:
     cdef uint8_t* is_special        # not just eight bytes to copy
     cdef uint16_t* message_of       # one a frame
     cdef uint64_t* payloads         # rows by message: eight payload bytes, or the frame's number for long ones
-    cdef uint8_t* lengths           # rows by message
+    cdef uint16_t* lengths          # rows by message
     cdef uint64_t* spare            # as payloads, for a second sort
     cdef uint32_t* variant_of       # one a row, while a message's rows are split
     cdef uint64_t* variants         # bit sets of the signals present
     cdef Py_ssize_t capacity, variant_capacity
     cdef int64_t* spare_times
+    # One long payload, its identifier in front and zeros behind; the first of several; what is not the same in all.
+    cdef uint64_t* row
+    cdef uint64_t* first_row
+    cdef uint64_t* changed
+    cdef Py_ssize_t row_words
 
     def __cinit__(self, Plan plan not None):
         cdef uint32_t i
@@ -57,6 +64,11 @@ cdef class BatchDecoder:
         self.needed = <uint16_t*>_grow(NULL, (plan.message_count + 1) * sizeof(uint16_t))
         self.is_special = <uint8_t*>_grow(NULL, plan.message_count + 1)
         memset(self.counts, 0, (plan.message_count + 1) * sizeof(uint64_t))
+        self.row_words = (ROW_HEAD + max(plan.longest, <uint32_t>PAYLOAD_SLOT) + ROW_PADDING + 7) // 8
+        self.row = <uint64_t*>_grow(NULL, 8 * self.row_words)
+        self.first_row = <uint64_t*>_grow(NULL, 8 * self.row_words)
+        self.changed = <uint64_t*>_grow(NULL, 8 * self.row_words)
+        memset(self.row, 0, 8 * self.row_words)
         self.needed[0] = 0
         for i in range(plan.message_count):
             self.needed[i + 1] = plan.messages[i].needed
@@ -73,27 +85,39 @@ cdef class BatchDecoder:
         free(self.spare_times)
         free(self.variant_of)
         free(self.variants)
+        free(self.row)
+        free(self.first_row)
+        free(self.changed)
 
-    def decode_batch(self, Frames frames not None, Columns into=None):
+    def decode_batch(self, Frames frames not None, Columns into=None, Frames assembled=None):
         """Decode frames into columns; a Columns of the same plan may be given to use its memory again.
 
-        A batch of over 16,384 frames gives groups for each so many. Nothing a frame holds is an error: what no message describes is counted, what a short payload still
-        holds is decoded. Raises ValueError: into belongs to another plan, or a memoryview still looks into it.
+        assembled: the messages that an Assembler made of these frames; they follow in groups of their own. A batch of
+        over 16,384 frames gives groups for each so many. Nothing a frame holds is an error: what no message describes
+        is counted, what a short payload still holds is decoded. Raises ValueError: into belongs to another plan, or
+        a memoryview still looks into it.
         """
         cdef Columns columns = into if into is not None else Columns(self.plan)
         if columns.plan is not self.plan:
             raise ValueError("columns of another plan cannot be used again here")
         if columns.exports:
             raise ValueError("these columns are still being looked at; release their memoryviews first")
-        cdef Py_ssize_t start = 0
         columns.forget()
         columns.frames = frames.count
+        self._decode_all(frames, columns, False)
+        if assembled is not None:
+            columns.assembled_messages = assembled.count
+            self._decode_all(assembled, columns, True)
+        return columns
+
+    cdef int _decode_all(self, Frames frames, Columns columns, bint whole) except -1:
+        cdef Py_ssize_t start = 0
         self._reserve(min(frames.count, <Py_ssize_t>AT_ONCE))
         with nogil:
             while start < frames.count:
-                self._decode(frames, start, min(frames.count - start, <Py_ssize_t>AT_ONCE), columns)
+                self._decode(frames, start, min(frames.count - start, <Py_ssize_t>AT_ONCE), columns, whole)
                 start += AT_ONCE
-        return columns
+        return 0
 
     cdef int _reserve(self, Py_ssize_t count) except -1:
         if count <= self.capacity:
@@ -102,20 +126,27 @@ cdef class BatchDecoder:
         self.capacity = 0
         self.message_of = <uint16_t*>_grow(self.message_of, count * sizeof(uint16_t))
         self.payloads = <uint64_t*>_grow(self.payloads, count * sizeof(uint64_t))
-        self.lengths = <uint8_t*>_grow(self.lengths, count)
+        self.lengths = <uint16_t*>_grow(self.lengths, count * sizeof(uint16_t))
         self.spare = <uint64_t*>_grow(self.spare, count * sizeof(uint64_t))
         self.spare_times = <int64_t*>_grow(self.spare_times, count * sizeof(int64_t))
         self.variant_of = <uint32_t*>_grow(self.variant_of, count * sizeof(uint32_t))
         self.capacity = count
         return 0
 
-    cdef int _decode(self, Frames frames, Py_ssize_t start, Py_ssize_t count, Columns columns) except -1 nogil:
+    cdef int _decode(
+        self, Frames frames, Py_ssize_t start, Py_ssize_t count, Columns columns, bint whole
+    ) except -1 nogil:
         cdef const frame_t* records = frames.records + start
         cdef Py_ssize_t arena_start = columns.arena_size
         cdef uint32_t i, first = 0
         cdef bint any_special = False
-        self._count(records, count, columns)
-        columns.unknown_frames += <uint32_t>self.counts[0]
+        if whole:
+            self._count_whole(records, count)
+        else:
+            self._count(records, count, columns)
+            columns.unknown_frames += <uint32_t>self.counts[0]
+            if self.plan.has_segments:
+                self._count_segments(records, count, columns)
         for i in range(self.plan.message_count + 1):
             self.positions[i] = first
             first += <uint32_t>self.counts[i]
@@ -159,6 +190,32 @@ cdef class BatchDecoder:
             message_of[i] = <uint16_t>message
             counts[message] += 1 + (<uint64_t>(records[i].length < needed[message]) << 32)
 
+    cdef void _count_whole(self, const frame_t* records, Py_ssize_t count) noexcept nogil:
+        """The same for messages that were put together."""
+        cdef uint32_t message
+        cdef Py_ssize_t i
+        for i in range(count):
+            message = find_whole(&self.plan.identifiers, records[i].bus, records[i].can_id)
+            self.message_of[i] = <uint16_t>message
+            self.counts[message] += 1 + (<uint64_t>(payload_length(&records[i]) < self.needed[message]) << 32)
+
+    cdef void _count_segments(self, const frame_t* records, Py_ssize_t count, Columns columns) noexcept nogil:
+        """Frames that are parts of messages are not unknown."""
+        cdef identifiers_t* identifiers = &self.plan.identifiers
+        cdef uint32_t group
+        cdef bint is_segment
+        cdef Py_ssize_t i
+        for i in range(count):
+            if self.message_of[i] == 0 and not records[i].can_id & (ERROR_FRAME | REMOTE_FRAME):
+                group = records[i].can_id >> 16 & 0xFF
+                is_segment = (
+                    identifiers.by_pgn[records[i].bus]
+                    and records[i].can_id >> 29 == 4
+                    and (group == TP_CONTROL or group == TP_DATA)
+                ) or find_segments(identifiers, records[i].bus, records[i].can_id) != 0
+                columns.segment_frames += is_segment
+                columns.unknown_frames -= is_segment
+
     cdef void _scatter(self, const frame_t* records, Py_ssize_t count, int64_t* times) noexcept nogil:
         """Sort times and the first eight payload bytes by message.
 
@@ -185,10 +242,10 @@ cdef class BatchDecoder:
             row = self.positions[message]
             self.positions[message] = row + 1
             if self.is_special[message]:
-                self.lengths[row] = records[i].length
+                self.lengths[row] = <uint16_t>payload_length(&records[i])
                 if message and self.plan.messages[message - 1].is_long:
                     self.payloads[row] = i
-                elif records[i].length > 8:
+                elif self.lengths[row] > 8:
                     memcpy(&self.payloads[row], slots + records[i].data * PAYLOAD_SLOT, 8)
 
     cdef int _decode_message(
@@ -263,26 +320,26 @@ cdef class BatchDecoder:
         const uint8_t* slots, Columns columns, column_t* column, uint32_t column_count,
     ) noexcept nogil:
         """Row by row: load eight bytes at the field's first byte, shift, store."""
-        cdef uint8_t[ROW_BYTES] row
-        cdef uint64_t[ROW_WORDS] first_row, changed
+        cdef const uint8_t* row = <uint8_t*>self.row + ROW_HEAD
+        cdef const uint8_t* mask = <uint8_t*>self.changed + ROW_HEAD
         cdef Py_ssize_t i
         cdef uint32_t j
         cdef uint64_t value
         for j in range(column_count):
             column[j].offset = columns.arena_size
             columns.arena_size += (count * column[j].width + 7) & ~7
-        memset(changed, 0, ROW_BYTES)
+        memset(self.changed, 0, 8 * self.row_words)
         for i in range(count):
-            _load_long(row, &records[self.payloads[first + i]], slots)
+            self._load_long(&records[self.payloads[first + i]], slots)
             if i == 0:
-                memcpy(first_row, row, ROW_BYTES)
-            for j in range(ROW_WORDS):
-                changed[j] |= (<uint64_t*>row)[j] ^ first_row[j]
+                memcpy(self.first_row, self.row, 8 * self.row_words)
+            for j in range(self.row_words):
+                self.changed[j] |= self.row[j] ^ self.first_row[j]
             for j in range(column_count):
                 value = field(&signals[column[j].signal], row)
                 memcpy(columns.arena + column[j].offset + i * column[j].width, &value, column[j].width)
         for j in range(column_count):
-            column[j].is_constant = field(&signals[column[j].signal], <uint8_t*>changed) == 0
+            column[j].is_constant = field(&signals[column[j].signal], mask) == 0
 
     # -- rows that hold different signals ----------------------------------------------------------------
 
@@ -294,18 +351,17 @@ cdef class BatchDecoder:
         cdef const message_t* message = &self.plan.messages[number]
         cdef Py_ssize_t words = (message.signal_count + 63) >> 6, i, variant, variant_count = 0, to, start
         cdef int64_t* times
-        cdef uint8_t[ROW_BYTES] row
         cdef uint64_t* present
-        memset(row, 0, ROW_BYTES)
         for i in range(first, first + count):
             if message.is_long:
-                _load_long(row, &records[self.payloads[i]], slots)
+                self._load_long(&records[self.payloads[i]], slots)
             else:
-                memcpy(row, &self.payloads[i], 8)
+                memset(self.row, 0, 8 * self.row_words)
+                self.row[1] = self.payloads[i]
             if (variant_count + 1) * words > self.variant_capacity:
                 self._grow_variants((variant_count + 1) * words)
             present = &self.variants[variant_count * words]
-            self._present(message, row, self.lengths[i], present)
+            self._present(message, <uint8_t*>self.row + ROW_HEAD, self.lengths[i], present)
             variant = 0
             while memcmp(&self.variants[variant * words], present, 8 * words):
                 variant += 1
@@ -329,7 +385,7 @@ cdef class BatchDecoder:
         return 0
 
     cdef void _present(
-        self, const message_t* message, const uint8_t* row, uint8_t length, uint64_t* present
+        self, const message_t* message, const uint8_t* row, uint16_t length, uint64_t* present
     ) noexcept nogil:
         """The signals that this payload holds: all their bits are there, and their selector selects them."""
         cdef const signal_t* signals = &self.plan.signals[message.first_signal]
@@ -351,21 +407,19 @@ cdef class BatchDecoder:
                 continue
             present[place >> 6] |= 1ULL << (place & 63)
 
+    cdef void _load_long(self, const frame_t* record, const uint8_t* slots) noexcept nogil:
+        """The identifier and payload of a frame, as far as any field reaches, zeros behind it."""
+        cdef Py_ssize_t length = min(<Py_ssize_t>payload_length(record), 8 * self.row_words - ROW_HEAD - ROW_PADDING)
+        cdef uint8_t* payload = <uint8_t*>self.row + ROW_HEAD
+        memset(self.row, 0, 8 * self.row_words)
+        self.row[0] = record.can_id & ID_MASK
+        memcpy(payload, slots + record.data * PAYLOAD_SLOT if payload_length(record) > 8 else <uint8_t*>&record.data, length)
+
     cdef int _grow_variants(self, Py_ssize_t size) except -1 nogil:
         with gil:
             self.variant_capacity = max(size, 2 * self.variant_capacity, 64)
             self.variants = <uint64_t*>_grow(self.variants, 8 * self.variant_capacity)
         return 0
-
-
-cdef inline void _load_long(uint8_t* row, const frame_t* record, const uint8_t* slots) noexcept nogil:
-    """The payload of a frame, zeros behind it."""
-    if record.length > 8:
-        memcpy(row, slots + record.data * PAYLOAD_SLOT, PAYLOAD_SLOT)
-        memset(row + PAYLOAD_SLOT, 0, ROW_BYTES - PAYLOAD_SLOT)
-    else:
-        memcpy(row, &record.data, 8)
-        memset(row + 8, 0, ROW_BYTES - 8)
 
 
 cdef void* _grow(void* memory, size_t size) except NULL:

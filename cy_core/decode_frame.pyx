@@ -7,8 +7,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 import sys
 
-from cy_core.plan cimport ROW_PADDING, Plan, field, find_message, message_t, signal_t
-from cy_core.structs cimport EXTENDED_ID
+from cy_core.plan cimport ROW_HEAD, ROW_PADDING, Plan, field, find_whole, message_t, signal_t
+from cy_core.structs cimport EXTENDED_ID, ID_MASK
 
 cdef extern from "Python.h":
     double PyFloat_Unpack2(const char* data, int little_endian) except? -1.0
@@ -70,23 +70,26 @@ cdef class FrameDecoder:
         cdef bytes payload = data if type(data) is bytes else bytes(data)
         cdef const uint8_t* source = <const uint8_t*>PyBytes_AS_STRING(payload)
         cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
-        cdef uint8_t[LONGEST_ON_STACK + 16] row
+        cdef uint8_t[LONGEST_ON_STACK + 24] row    # ROW_HEAD, payload, ROW_PADDING
         cdef uint8_t* buffer
-        cdef uint32_t number = find_message(
+        cdef uint64_t identifier = can_id & ID_MASK
+        cdef uint32_t number = find_whole(
             &self.plan.identifiers, self._bus_numbers[bus], can_id | EXTENDED_ID if extended else can_id
         )
         if number == 0:
             return {}
         if length <= LONGEST_ON_STACK:
             memset(row, 0, sizeof(row))
-            memcpy(row, source, length)
-            return self._decode(&self.plan.messages[number - 1], row, length, raw)
-        buffer = <uint8_t*>calloc(length + ROW_PADDING, 1)
+            memcpy(row, &identifier, ROW_HEAD)
+            memcpy(row + ROW_HEAD, source, length)
+            return self._decode(&self.plan.messages[number - 1], row + ROW_HEAD, length, raw)
+        buffer = <uint8_t*>calloc(ROW_HEAD + length + ROW_PADDING, 1)
         if buffer == NULL:
             raise MemoryError(f"no memory for a payload of {length} bytes")
         try:
-            memcpy(buffer, source, length)
-            return self._decode(&self.plan.messages[number - 1], buffer, length, raw)
+            memcpy(buffer, &identifier, ROW_HEAD)
+            memcpy(buffer + ROW_HEAD, source, length)
+            return self._decode(&self.plan.messages[number - 1], buffer + ROW_HEAD, length, raw)
         finally:
             free(buffer)
 

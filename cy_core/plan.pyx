@@ -1,5 +1,5 @@
 """Compile a decoder manifest (edge/manifest.py) to the C tables of plan.pxd, once, when it is loaded."""
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from cy_core.structs cimport EXTENDED_ID
@@ -11,8 +11,8 @@ cdef class Plan:
     def __cinit__(self, manifest):
         cdef uint32_t size = 4, number, i
         cdef Py_ssize_t signal_count = 0, range_count = 0
-        extended = sum(1 for message in manifest.messages if message.extended)
-        while size < 2 * extended + 2:
+        keys = sum(1 + message.is_by_pgn for message in manifest.messages if message.extended or message.protocol)
+        while size < 2 * keys + 2:
             size *= 2
         for message in manifest.messages:
             signal_count += len(message.signals)
@@ -25,14 +25,15 @@ cdef class Plan:
         self.manifest = manifest
         self.message_count = len(manifest.messages)
         self.signal_count = signal_count
-        self.identifiers.extended_mask = size - 1
+        self.identifiers.mask = size - 1
         self.messages = <message_t*>_zeroed(self.message_count, sizeof(message_t))
         self.signals = <signal_t*>_zeroed(signal_count, sizeof(signal_t))
         self.order = <uint32_t*>_zeroed(signal_count, sizeof(uint32_t))
         self.ranges = <range_t*>_zeroed(range_count, sizeof(range_t))
         self.identifiers.standard = <uint16_t*>_zeroed(256 << 11, sizeof(uint16_t))
-        self.identifiers.extended_keys = <uint64_t*>_zeroed(size, sizeof(uint64_t))
-        self.identifiers.extended = <uint16_t*>_zeroed(size, sizeof(uint16_t))
+        self.identifiers.keys = <uint64_t*>_zeroed(size, sizeof(uint64_t))
+        self.identifiers.messages = <uint16_t*>_zeroed(size, sizeof(uint16_t))
+        self.identifiers.by_pgn = <uint8_t*>_zeroed(256, 1)
 
         signal_count = range_count = 0
         for number, message in enumerate(manifest.messages):
@@ -56,7 +57,8 @@ cdef class Plan:
                 self.messages[number].row_bytes += self.signals[signal_count].width
                 signal_count += 1
             self.messages[number].is_mixed = len({signal.big_endian for signal in message.signals}) == 2
-            self.messages[number].is_long = self.messages[number].needed > 8
+            self.messages[number].is_long = self.messages[number].needed > 8 or any(s.of_id for s in message.signals)
+            self.longest = max(self.longest, self.messages[number].needed)
             if not self.messages[number].is_long:
                 for i in range(self.messages[number].first_signal, signal_count):
                     _load_from_the_start(&self.signals[i])
@@ -67,25 +69,39 @@ cdef class Plan:
         free(self.order)
         free(self.ranges)
         free(self.identifiers.standard)
-        free(self.identifiers.extended_keys)
-        free(self.identifiers.extended)
+        free(self.identifiers.keys)
+        free(self.identifiers.messages)
+        free(self.identifiers.by_pgn)
 
     def find_message(self, int bus, uint32_t can_id):
         """Index of the message with this identifier (bit 31: extended) on this bus, or None."""
-        cdef uint32_t number = find_message(&self.identifiers, bus, can_id)
+        cdef uint32_t number = find_whole(&self.identifiers, bus, can_id)
         return number - 1 if number else None
 
     cdef int _add_identifier(self, uint32_t number, message) except -1:
-        cdef uint32_t bus = self.manifest.buses.index(message.bus), slot
-        cdef uint64_t key
-        if not message.extended:
+        cdef uint32_t bus = self.manifest.buses.index(message.bus)
+        cdef uint32_t can_id = <uint32_t>message.id | (EXTENDED_ID if message.extended else 0)
+        cdef uint64_t kind = 0
+        if message.protocol.startswith("isotp") or (message.protocol == "nmea2000" and message.length > 8):
+            kind = SEGMENTS_KEY
+            self.has_segments = True
+        elif not message.extended:
             self.identifiers.standard[bus << 11 | <uint32_t>(message.id & 0x7FF)] = number + 1
             return 0
-        key = <uint64_t>bus << 32 | <uint32_t>message.id | EXTENDED_ID
-        slot = <uint32_t>(key * HASH >> 32) & self.identifiers.extended_mask
-        while self.identifiers.extended[slot]:
-            slot = (slot + 1) & self.identifiers.extended_mask
-        self.identifiers.extended_keys[slot], self.identifiers.extended[slot] = key, number + 1
+        self._add_key(kind | <uint64_t>bus << 32 | can_id, number)
+        if message.is_by_pgn:
+            self.has_segments = self.identifiers.by_pgn[bus] = True
+            self._add_key(kind | PGN_KEY | <uint64_t>bus << 32 | can_id & pgn_mask(can_id), number)
+        return 0
+
+    cdef int _add_key(self, uint64_t key, uint32_t number) except -1:
+        """Of several messages with one key the first stays: those of one group differ in priority or source only."""
+        cdef uint32_t slot = <uint32_t>(key * HASH >> 32) & self.identifiers.mask
+        while self.identifiers.messages[slot]:
+            if self.identifiers.keys[slot] == key:
+                return 0
+            slot = (slot + 1) & self.identifiers.mask
+        self.identifiers.keys[slot], self.identifiers.messages[slot] = key, number + 1
         return 0
 
 
@@ -93,7 +109,7 @@ cdef signal_t _signal(str name, signal) except *:
     """The table row of a signal, loading the eight bytes from its own first byte on."""
     cdef signal_t row
     cdef int first_bit, length = signal.length
-    if not 1 <= length <= 64 or signal.start < 0:
+    if not 1 <= length <= 64 or signal.start < 0 or signal.needed_bytes > LONGEST_PAYLOAD:
         raise ValueError(f"{name}: a field of {length} bits at bit {signal.start} cannot be decoded")
     if signal.is_float and length not in (16, 32, 64):
         raise ValueError(f"{name}: a floating-point field of {length} bits does not exist")
@@ -101,7 +117,7 @@ cdef signal_t _signal(str name, signal) except *:
         first_bit = 8 * (signal.start // 8) + 7 - signal.start % 8
     else:
         first_bit = signal.start
-    row.first_byte = first_bit // 8
+    row.first_byte = first_bit // 8 - (ROW_HEAD if signal.of_id else 0)
     first_bit %= 8
     row.needed = signal.needed_bytes
     row.length = length

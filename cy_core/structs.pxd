@@ -20,5 +20,9 @@ cdef packed struct frame_t:
     uint8_t bus
     uint8_t length              # of the payload, 0 to 64
     uint8_t flags
-    uint8_t reserved
+    uint8_t reserved            # of a message put together from segments: its length above 8 bits; 0 in frames
     uint64_t data               # 8 payload bytes, zero behind length; over 8 bytes: the payload's slot number
+
+
+cdef inline uint32_t payload_length(const frame_t* record) noexcept nogil:
+    return record.length | <uint32_t>record.reserved << 8

@@ -106,13 +106,17 @@ def signals(databases: tuple[Path, ...], as_json: bool) -> None:
 
 @main.command("compile")
 @click.option("--bus", "buses", multiple=True, required=True, metavar="NAME=FILE[,FILE…]", help="Databases of a bus.")
+@click.option(
+    "--protocol", "protocols", multiple=True, metavar="NAME=PROTOCOL", help="Of a bus: j1939, nmea2000, isotp…"
+)
 @click.option("-o", "--out", type=FILE, required=True, help="Decoder manifest to write.")
 @click.option("--strict", is_flag=True, help="Exit with 1, and write nothing, if there was anything to diagnose.")
-def compile_manifest(buses: tuple[str, ...], out: Path, strict: bool) -> None:
+def compile_manifest(buses: tuple[str, ...], protocols: tuple[str, ...], out: Path, strict: bool) -> None:
     """Build a decoder manifest from databases: all that vehicle and cloud need."""
     from edge.database import compile_databases
 
-    manifest, diagnostics = compile_databases(_bus_files(buses))
+    named = dict(protocol.partition("=")[::2] for protocol in protocols)
+    manifest, diagnostics = compile_databases(_bus_files(buses), named)
     for diagnostic in diagnostics:
         click.echo(str(diagnostic), err=True)
     if strict and diagnostics:

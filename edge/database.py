@@ -28,10 +28,11 @@ from cantools.database.errors import UnsupportedDatabaseFormatError
 from edge.database_arxml import nonlinear_signals
 from edge.database_repairs import correct, line_of_message, tidy
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, Source
+from edge.manifest import BY_PGN, PROTOCOLS, DecoderManifest, Message, Signal, Source
 
 SUFFIXES = (".dbc", ".arxml", ".kcd", ".sym")
 LONGEST_FIELD_BITS = 64
+LONGEST_CLASSIC = 8
 MAX_CORRECTIONS = 50
 WIDEST_MULTIPLEXER_RANGE = 1 << 16  # cantools holds every value of a range
 
@@ -53,19 +54,30 @@ class Diagnostic(msgspec.Struct, frozen=True):
         return f"{place}: {self.message + ': ' if self.message else ''}{self.problem}; {self.what_was_done}"
 
 
-def load_databases(databases: Mapping[str, Sequence[Path | str]]) -> DecoderManifest:
+def load_databases(
+    databases: Mapping[str, Sequence[Path | str]], protocols: Mapping[str, str] | None = None
+) -> DecoderManifest:
     """The manifest of these databases, by bus. Raises InputError: a database that does not load."""
-    return compile_databases(databases)[0]
+    return compile_databases(databases, protocols)[0]
 
 
 def compile_databases(
-    databases: Mapping[str, Sequence[Path | str]],
+    databases: Mapping[str, Sequence[Path | str]], protocols: Mapping[str, str] | None = None
 ) -> tuple[DecoderManifest, list[Diagnostic]]:
     """The manifest, and what was odd.
 
-    A file that describes several buses, one of them named as ours, gives only that one's messages. Where two
-    messages have one identifier on one bus, the first is kept. Raises InputError: a database that does not load.
+    protocols: of a bus, for what its databases do not say themselves (edge/manifest.py PROTOCOLS). J1939 and NMEA
+    2000 hold for its 29-bit messages, ISO-TP for those over eight bytes. A file that describes several buses, one of
+    them named as ours, gives only that one's messages. Where two messages have one identifier on one bus, or two
+    files one parameter group, the first is kept. Raises InputError: a database that does not load, or no such bus or
+    protocol.
     """
+    protocols = protocols or {}
+    for bus, protocol in protocols.items():
+        if bus not in databases:
+            raise InputError(f"protocol of {bus!r}", "there is no such bus", f"buses are {', '.join(databases)}")
+        if protocol not in PROTOCOLS:
+            raise InputError(f"protocol {protocol!r}", "is not known", f"known are {', '.join(PROTOCOLS)}")
     messages: dict[tuple[str, int, bool], Message] = {}
     sources: list[Source] = []
     diagnostics: list[Diagnostic] = []
@@ -73,7 +85,7 @@ def compile_databases(
         for path in map(Path, paths):
             content = _read(path)
             sources.append(Source(bus, path.name, hashlib.sha256(content).hexdigest()))
-            _File(bus, path, content, diagnostics).add_to(messages)
+            _File(bus, path, content, diagnostics, protocols.get(bus, "")).add_to(messages)
     buses = tuple(databases)
     ordered = sorted(messages.values(), key=lambda message: (buses.index(message.bus), message.extended, message.id))
     return DecoderManifest(buses, tuple(ordered), tuple(sources)), diagnostics
@@ -82,8 +94,9 @@ def compile_databases(
 class _File:
     """One database, on its way into the manifest."""
 
-    def __init__(self, bus: str, path: Path, content: bytes, diagnostics: list[Diagnostic]) -> None:
+    def __init__(self, bus: str, path: Path, content: bytes, diagnostics: list[Diagnostic], protocol: str = "") -> None:
         self._bus = bus
+        self._protocol = protocol
         self._path = path
         self._suffix = path.suffix.lower()
         self._diagnostics = diagnostics
@@ -92,9 +105,15 @@ class _File:
     def add_to(self, messages: dict[tuple[str, int, bool], Message]) -> None:
         database = self._loaded()
         nonlinear = nonlinear_signals(self._text) if self._suffix == ".arxml" else {}
+        protocol = _protocol_type(database)
+        others = {m.pgn: m.name for m in messages.values() if m.bus == self._bus and m.is_by_pgn}
         for source in self._of_our_bus(database):
             self._check(source)
-            message = self._message(source, nonlinear)
+            message = self._message(source, nonlinear, protocol)
+            if message.is_by_pgn and (other := others.get(message.pgn)):
+                problem = f"parameter group {message.pgn} on {self._bus} is {other} of another database already"
+                self._note(source, problem, f"{other} is kept, {source.name} is left out")
+                continue
             key = (self._bus, message.id, message.extended)
             if messages.setdefault(key, message) != message:
                 other = messages[key].name
@@ -163,24 +182,33 @@ class _File:
         if message.is_container:
             self._note(message, "it is a container of other messages", "what it contains is not decoded")
 
-    def _message(self, source: CantoolsMessage, nonlinear: Mapping[str, str]) -> Message:
+    def _message(self, source: CantoolsMessage, nonlinear: Mapping[str, str], protocol_type: str) -> Message:
         usable = self._usable(source)
         for signal in usable:
             if signal.name in nonlinear:
                 problem = f"{signal.name}: its conversion is not linear ({nonlinear[signal.name]})"
                 self._note(source, problem, f"value is raw * {signal.scale:g} + {signal.offset:g}")
         places = {signal.name: place for place, signal in reversed(list(enumerate(usable)))}
-        return Message(
+        signals = [
+            _signal(signal, name, places) for signal, name in zip(usable, self._names(source, usable), strict=True)
+        ]
+        message = Message(
             self._bus,
             source.frame_id,
             source.name,
             source.length,
             extended=source.is_extended_frame,
-            signals=tuple(
-                _signal(signal, name, places) for signal, name in zip(usable, self._names(source, usable), strict=True)
-            ),
             cycle_ms=source.cycle_time or None,
+            protocol=self._protocol_of(source, protocol_type),
         )
+        return message._replace(signals=(*signals, *_addresses(message, {signal.name for signal in signals})))
+
+    def _protocol_of(self, message: CantoolsMessage, protocol_type: str) -> str:
+        if self._protocol.startswith("isotp"):
+            return self._protocol if message.length > LONGEST_CLASSIC and not message.is_fd else ""
+        if not message.is_extended_frame:
+            return ""
+        return self._protocol or protocol_type or ("j1939" if message.protocol == "j1939" else "")
 
     def _usable(self, message: CantoolsMessage) -> list[CantoolsSignal]:
         """The signals that can be decoded; a note for each other, and for what hangs on it."""
@@ -237,6 +265,26 @@ def _problem_of(signal: CantoolsSignal) -> str | None:
     return None
 
 
+def _protocol_type(database: Database) -> str:
+    """What the database says that all of its 29-bit messages are."""
+    specifics = database.dbc
+    attribute = specifics.attributes.get("ProtocolType") if specifics else None
+    name = str(attribute.value).upper().replace(" ", "") if attribute else ""
+    return {"J1939": BY_PGN[0], "NMEA2000": BY_PGN[1]}.get(name, "")
+
+
+def _addresses(message: Message, taken: set[str]) -> Iterable[Signal]:
+    """Who sent a frame of a parameter group, and to whom where the group has a destination."""
+    if not message.is_by_pgn:
+        return
+    for name, start, is_there in (
+        ("SourceAddress", 0, True),
+        ("DestinationAddress", 8, message.id >> 16 & 0xFF < 240),
+    ):
+        if is_there:
+            yield Signal(name if name not in taken else f"J1939_{name}", start, 8, of_id=True)
+
+
 def _signal(source: CantoolsSignal, name: str, places: Mapping[str, int]) -> Signal:
     factor, offset = _scale(source.conversion)
     selector = source.multiplexer_signal
@@ -255,6 +303,8 @@ def _signal(source: CantoolsSignal, name: str, places: Mapping[str, int]) -> Sig
         labels={int(raw): str(label) for raw, label in sorted((source.choices or {}).items()) if raw == int(raw)},
         selector=None if selector is None else places[selector],
         selected_by=() if selector is None else _ranges(source.multiplexer_ids or ()),
+        initial=_raw(source.raw_initial) or None,
+        invalid=_raw(source.raw_invalid),
     )
 
 
@@ -267,6 +317,10 @@ def _scale(conversion: BaseConversion) -> tuple[int | float, int | float]:
         factor if isinstance(factor, int) else float(factor),
         offset if isinstance(offset, int) else float(offset),
     )
+
+
+def _raw(value: Any) -> int | float | None:
+    return None if not isinstance(value, int | float) else _number(value)
 
 
 def _number(value: Any) -> int | float | None:

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from pathlib import Path  # not at run time: it takes longer to import than a manifest to read
 
 FORMAT = "bordnetz-manifest 1 sha256:"
+# How frames of a message are found and put together.
+#   j1939, nmea2000     by parameter group; over eight bytes by its transport protocol, or as a fast packet
+#   isotp               its frames are segments of ISO 15765-2
+#   isotp-length        … and the database puts the low byte of the length in front of the payload
+#   isotp-extended      … and the first byte of each frame is an address (extended and mixed addressing)
+NOT_AVAILABLE, ERROR, INVALID = "not available", "error", "invalid"
+BY_PGN = ("j1939", "nmea2000")
+PROTOCOLS = (*BY_PGN, "isotp", "isotp-length", "isotp-extended")
 
 
 class Signal(NamedTuple):
@@ -47,10 +55,17 @@ class Signal(NamedTuple):
     # ranges) that make it present. None: always present.
     selector: int | None = None
     selected_by: tuple[tuple[int, int], ...] = ()
+    # The field lies in the 29-bit identifier instead of the payload: the addresses of a J1939 message.
+    of_id: bool = False
+    # Raw values: what is sent before there is a value, unless that is zero, and what says that there is none.
+    initial: int | float | None = None
+    invalid: int | float | None = None
 
     @property
     def needed_bytes(self) -> int:
         """How long a payload must be to hold the whole field."""
+        if self.of_id:
+            return 0
         if not self.big_endian:
             return (self.start + self.length + 7) // 8
         msb = 8 * (self.start // 8) + 7 - self.start % 8  # from the top bit of the first byte
@@ -71,6 +86,42 @@ class Message(NamedTuple):
     signals: tuple[Signal, ...] = ()
     cycle_ms: int | None = None
     comment: str = ""
+    protocol: str = ""  # one of PROTOCOLS, or none
+
+    @property
+    def is_by_pgn(self) -> bool:
+        """Matched by parameter group, whatever priority and source address a frame has."""
+        return self.extended and self.protocol in BY_PGN
+
+    @property
+    def pgn(self) -> int:
+        """SAE J1939-21: the destination address is no part of the group where PDU format is below 240."""
+        return pgn_of(self.id)
+
+
+def pgn_of(can_id: int) -> int:
+    return (can_id >> 8) & (0x3FFFF if can_id >> 16 & 0xFF >= 240 else 0x3FF00)
+
+
+def no_values(message: Message, signal: Signal) -> tuple[tuple[int, int, str], ...]:
+    """Ranges of raw values that say there is no value, and what they say: null in tables, never true in a condition.
+
+    By SAE J1939-71 the top byte of a parameter is 255 where it is not available and 254 in an error; below a byte all
+    ones are "not available", and of two bits 2 is the error. NMEA 2000 has the two highest values, whatever the size.
+    """
+    found = []
+    if isinstance(signal.invalid, int) and not signal.is_float:
+        found.append((signal.invalid, signal.invalid, INVALID))
+    if message.is_by_pgn and not signal.of_id and not signal.is_float and signal.length > 1:
+        bits = signal.length - signal.signed
+        top = (1 << bits) - 1
+        if message.protocol == "nmea2000":
+            found += [(top, top, NOT_AVAILABLE)] + ([(top - 1, top - 1, ERROR)] if bits > 3 else [])
+        elif not signal.signed and bits >= 8:
+            found += [(255 << bits - 8, top, NOT_AVAILABLE), (254 << bits - 8, (255 << bits - 8) - 1, ERROR)]
+        elif not signal.signed:
+            found += [(top, top, NOT_AVAILABLE)] + ([(2, 2, ERROR)] if bits == 2 else [])
+    return tuple(found)
 
 
 class Source(NamedTuple):
@@ -191,6 +242,9 @@ def _manifest(document: dict[str, Any], body: bytes) -> DecoderManifest:
         Message(**{**message, "signals": tuple(_signal(signal) for signal in message.get("signals", ()))})
         for message in document["messages"]
     )
+    for message in messages:
+        if message.protocol not in ("", *PROTOCOLS):
+            raise ValueError(f"{message.name} has the protocol {message.protocol!r}")
     sources = tuple(Source(**source) for source in document.get("sources", ()))
     return DecoderManifest(tuple(document["buses"]), messages, sources, body=body)
 

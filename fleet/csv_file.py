@@ -46,7 +46,7 @@ class CsvFile:
             pc.cast(_whole(table["time_us"]), pa.string()),
             *map(_text, names),
             raw,
-            value,
+            pc.if_else(pc.is_null(_whole(table["value"])), "", value),
             pc.binary_join_element_wise(_text(_whole(table["label"])).fill_null(""), "\n", ""),
         ]
         lines = pc.binary_join_element_wise(*cells, ",")

@@ -28,6 +28,9 @@ class DecodedLog(msgspec.Struct):
     short_frames: int = 0
     remote_frames: int = 0
     error_frames: int = 0
+    segment_frames: int = 0
+    assembled_messages: int = 0
+    failed_sessions: int = 0
     problems: list[str] = []
 
     def __str__(self) -> str:

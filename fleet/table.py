@@ -3,8 +3,8 @@
     time_us   int64     microseconds of UTC
     bus, message, signal    dictionary of strings
     raw       int64     the field's integer; a float's IEEE 754 bits; unsigned values from 2^63 on wrap to negative
-    value     float64   raw * factor + offset, or the float itself
-    label     dictionary of strings, null where the raw value has none
+    value     float64   raw * factor + offset, or the float itself; null where raw says that there is no value
+    label     dictionary of strings, null where the raw value has none; of a null, why it is one
 
 One row a sample. Everything is done on whole columns; no Python object is made for a value.
 """
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cy_core.columns import Columns
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal
+from edge.manifest import DecoderManifest, Signal, no_values
 from fleet.csv_file import CsvFile
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -63,7 +63,7 @@ class TableMaker:
         self._buses = _Names(message.bus for message, _ in signals)
         self._messages = _Names(message.name for message, _ in signals)
         self._signals = _Names(signal.name for _, signal in signals)
-        self._labels = _Labels([signal for _, signal in signals])
+        self._labels = _Labels([signal for _, signal in signals], [no_values(*each) for each in signals])
 
     def table(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
         """The samples in order of time, those of one time in the manifest's order; time_us is UTC."""
@@ -77,7 +77,7 @@ class TableMaker:
             parts = [part for group in columns.groups() for part in self._group(group)]
         if not parts:
             return SCHEMA.append(pa.field(ORDER, pa.int32())).empty_table()
-        times, numbers, raws, values, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        times, numbers, raws, values, labels, nulls = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return pa.table(
             [
                 pa.array(times + utc_offset_us),
@@ -85,7 +85,7 @@ class TableMaker:
                 self._messages.array(numbers),
                 self._signals.array(numbers),
                 pa.array(raws),
-                pa.array(values),
+                pa.array(values, mask=nulls),
                 self._labels.array(labels),
                 pa.array(numbers),
             ],
@@ -100,7 +100,7 @@ class TableMaker:
             column = np.frombuffer(data, letter)
             raw = column.view(f"u{column.itemsize}") if signals[index].is_float else column
             value, label = physical(signals[index], column), self._labels.codes(first + index, column)
-            parts: list[Numbers] = [raw.astype(np.int64), value, label]
+            parts: list[Numbers] = [raw.astype(np.int64), value, label, self._labels.nulls(first + index, column)]
             if len(column) != len(times):
                 parts = [np.repeat(array, len(times)) for array in parts]
             yield times, np.full(len(times), first + index, np.int32), *parts
@@ -135,9 +135,12 @@ class _Names:
 class _Labels:
     """All labels of all signals; -1 is none."""
 
-    def __init__(self, signals: list[Signal]) -> None:
+    def __init__(self, signals: list[Signal], no_values: list[tuple[tuple[int, int, str], ...]]) -> None:
         known: dict[str, int] = {}
         self._of: list[tuple[Numbers, Numbers] | None] = []
+        self._nulls = [
+            [(low, high, known.setdefault(label, len(known))) for low, high, label in ranges] for ranges in no_values
+        ]
         for signal in signals:
             kind = np.float64 if signal.is_float else np.int64 if signal.signed else np.uint64
             keys = [raw for raw in sorted(signal.labels) if _fits(raw, kind)]
@@ -146,13 +149,23 @@ class _Labels:
         self._names = pa.array(known, pa.string())
 
     def codes(self, number: int, column: Numbers) -> Numbers:
+        found: Numbers = np.full(len(column), -1, np.int32)
+        for low, high, code in self._nulls[number]:
+            found[(column >= low) & (column <= high)] = code
         labels = self._of[number]
         if labels is None:
-            return np.full(len(column), -1, np.int32)
+            return found
         keys, codes = labels
         raw = column.astype(keys.dtype)
         places = np.minimum(np.searchsorted(keys, raw), len(keys) - 1)
-        found: Numbers = np.where(keys[places] == raw, codes[places], np.int32(-1))
+        own: Numbers = np.where(keys[places] == raw, codes[places], found)
+        return own
+
+    def nulls(self, number: int, column: Numbers) -> Numbers:
+        """Which of the raw values say that there is no value."""
+        found: Numbers = np.zeros(len(column), bool)
+        for low, high, _ in self._nulls[number]:
+            found |= (column >= low) & (column <= high)
         return found
 
     def array(self, codes: Numbers) -> pa.DictionaryArray:
@@ -165,7 +178,7 @@ def _fits(raw: int, kind: type) -> bool:
     return bool(np.iinfo(kind).min <= raw <= np.iinfo(kind).max)
 
 
-def natural(signal: Signal, raw: int, value: float) -> tuple[int | float, int | float]:
+def natural(signal: Signal, raw: int, value: float | None) -> tuple[int | float, int | float | None]:
     """raw and value of one row as the numbers that they are: whole ones as int, exact beyond 2^53."""
     if signal.is_float:
         size = signal.length // 8
@@ -173,7 +186,7 @@ def natural(signal: Signal, raw: int, value: float) -> tuple[int | float, int | 
         return struct.unpack({2: "<e", 4: "<f", 8: "<d"}[size], bits)[0], value
     if not signal.signed and raw < 0:
         raw += 1 << 64
-    if isinstance(signal.factor, int) and isinstance(signal.offset, int):
+    if value is not None and isinstance(signal.factor, int) and isinstance(signal.offset, int):
         return raw, raw * signal.factor + signal.offset
     return raw, value
 

@@ -5,13 +5,13 @@ import struct
 from edge.manifest import Message, Signal
 
 
-def extract(message: Message, payload: bytes) -> dict[str, int | float]:
+def extract(message: Message, payload: bytes, can_id: int = 0) -> dict[str, int | float]:
     """Raw values by signal name: those whose bits are all in the payload, and whose selector selects them."""
     found: dict[int, int | float] = {}
 
     def is_present(index: int) -> bool:
         signal = message.signals[index]
-        if max(_bits(signal)) >= 8 * len(payload):
+        if not signal.of_id and max(_bits(signal)) >= 8 * len(payload):
             return False
         if signal.selector is None:
             return True
@@ -20,7 +20,8 @@ def extract(message: Message, payload: bytes) -> dict[str, int | float]:
         )
 
     def value(index: int) -> int | float:
-        return _value(message.signals[index], payload)
+        signal = message.signals[index]
+        return _value(signal, can_id.to_bytes(4, "little") if signal.of_id else payload)
 
     for index in range(len(message.signals)):
         if is_present(index):
