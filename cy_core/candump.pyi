@@ -1,14 +1,3 @@
-from collections.abc import Iterable
+from cy_core.line_reader import LineReader
 
-from typing_extensions import Buffer
-
-from cy_core.frames import Frames
-
-class CandumpReader:
-    lines: int
-    bad_lines: int
-    first_bad_lines: list[tuple[int, str]]
-    def __init__(self, buses: Iterable[str] = ()) -> None: ...
-    @property
-    def buses(self) -> tuple[str, ...]: ...
-    def parse(self, text: Buffer, frames: Frames, limit: int = -1, final: bool = False) -> int: ...
+class CandumpReader(LineReader): ...

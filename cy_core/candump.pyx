@@ -7,17 +7,11 @@
 Bytes in, records out; a line that is no frame is counted, and the first few are kept for the person who asks.
 Form: can-utils, lib.c parse_canframe() and asc2log/log2asc.
 """
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.string cimport memchr, memcmp, memcpy
 
 from cy_core.frames cimport Frames
+from cy_core.line_reader cimport LineReader
 from cy_core.structs cimport ERROR_FRAME, EXTENDED_ID, FD_FRAME, ID_MASK, REMOTE_FRAME
-
-cdef enum:
-    MAX_BUSES = 255
-    MAX_BUS_NAME = 31
-    KEPT_BAD_LINES = 20
 
 cdef uint8_t[256] HEX
 
@@ -34,68 +28,11 @@ cdef void _make_hex() noexcept:
 
 _make_hex()
 
-cdef struct bus_t:
-    uint8_t length
-    char[MAX_BUS_NAME] name
-
-
-cdef class CandumpReader:
-    """Parses a log piece by piece. buses: the names that have a number already; others get the next one."""
-
-    cdef bus_t[MAX_BUSES] _buses
-    cdef int _bus_count
-    cdef readonly Py_ssize_t lines, bad_lines
-    cdef readonly list first_bad_lines
-
-    def __init__(self, buses=()):
-        self.lines = self.bad_lines = 0
-        self.first_bad_lines = []
-        self._bus_count = 0
-        for name in buses:
-            encoded = name.encode()
-            if len(encoded) > MAX_BUS_NAME or self._bus_count == MAX_BUSES:
-                raise ValueError(f"bus {name!r}: at most {MAX_BUSES} buses with names of up to {MAX_BUS_NAME} bytes")
-            self._bus_number(<const uint8_t*><const char*><bytes>encoded, len(encoded))
-
-    @property
-    def buses(self):
-        """Names by number, the given ones first."""
-        return tuple(
-            PyBytes_FromStringAndSize(self._buses[i].name, self._buses[i].length).decode("utf-8", "replace")
-            for i in range(self._bus_count)
-        )
-
-    def parse(self, const uint8_t[::1] text not None, Frames frames not None, Py_ssize_t limit=-1, bint final=False):
-        """Append up to limit frames; return how many bytes of text are done with.
-
-        Stops before an unfinished last line, unless final. Counters lines and bad_lines go on from piece to piece.
-        """
-        cdef Py_ssize_t size = text.shape[0], position = 0, end, room = limit
-        cdef const uint8_t* line
-        cdef const uint8_t* newline
-        if size == 0:
-            return 0
-        with nogil:
-            while position < size and room != 0:
-                line = &text[position]
-                newline = <const uint8_t*>memchr(line, 10, size - position)
-                if newline == NULL and not final:
-                    break
-                end = size if newline == NULL else newline - &text[0]
-                self.lines += 1
-                if self._line(line, &text[end], frames):
-                    room -= 1
-                elif not _is_blank(line, &text[end]):
-                    self.bad_lines += 1
-                    if self.bad_lines <= KEPT_BAD_LINES:
-                        with gil:
-                            kept = PyBytes_FromStringAndSize(<const char*>line, min(end - position, 80))
-                            self.first_bad_lines.append((self.lines, kept.decode("utf-8", "replace").rstrip()))
-                position = end + 1
-        return min(position, size)
+cdef class CandumpReader(LineReader):
+    """Parses a log piece by piece."""
 
     cdef bint _line(self, const uint8_t* c, const uint8_t* end, Frames frames) except -1 nogil:
-        """Append the line's frame; False if there is none in it. end is readable only before it."""
+        """Append the line's frame; False if there is none in it."""
         cdef int64_t time_us
         cdef uint32_t can_id = 0
         cdef uint8_t flags = 0, length = 0, high, low
@@ -161,21 +98,6 @@ cdef class CandumpReader:
         frames.push(time_us, can_id, bus, flags, data, length)
         return True
 
-    cdef int _bus_number(self, const uint8_t* name, Py_ssize_t length) noexcept nogil:
-        cdef int i
-        if length == 0 or length > MAX_BUS_NAME:
-            return -1
-        for i in range(self._bus_count):
-            if self._buses[i].length == length and memcmp(self._buses[i].name, name, length) == 0:
-                return i
-        if self._bus_count == MAX_BUSES:
-            return -1
-        i = self._bus_count
-        memcpy(self._buses[i].name, name, length)
-        self._buses[i].length = length
-        self._bus_count += 1
-        return i
-
 
 cdef inline const uint8_t* _read_time(const uint8_t* c, const uint8_t* end, int64_t* time_us) noexcept nogil:
     """Read `seconds.fraction) `; return what is behind it, or NULL. Digits below a microsecond are cut."""
@@ -204,11 +126,3 @@ cdef inline const uint8_t* _read_time(const uint8_t* c, const uint8_t* end, int6
         return NULL
     time_us[0] = 1_000_000 * seconds + fraction
     return c + 2
-
-
-cdef inline bint _is_blank(const uint8_t* c, const uint8_t* end) noexcept nogil:
-    while c < end:
-        if c[0] != 32 and c[0] != 9 and c[0] != 13:
-            return False
-        c += 1
-    return True

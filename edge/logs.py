@@ -1,18 +1,22 @@
 """Read recordings, batch by batch, whatever their form.
 
-    candump  .log .log.gz .log.zst    our own reader: text straight to frame records
-    others   .asc .blf .trc .mf4 .csv python-can, frame by frame (on the bench only)
+    text     .log .csv .txt, also .gz, .zst    our own readers, straight to frame records: candump, csv of python-can,
+                                               SavvyCAN's CRTD, GVRET, BUSMASTER and Microchip; told by how they begin
+    others   .asc .blf .trc .mf4               python-can, frame by frame (on the bench only)
 
 A line that is no frame is counted and named; a file that is cut short gives all that is before the cut, and says so.
 """
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from cy_core import text_logs
 from cy_core.candump import CandumpReader
 from cy_core.frames import Frames
+from cy_core.line_reader import LineReader
 from edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,8 +26,17 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 256 * 1024
 SKIPPED_AT_ONCE = 16384
-CANDUMP = (".log", ".log.gz", ".log.zst")
-PYTHON_CAN = (".asc", ".blf", ".trc", ".mf4", ".csv")
+TEXT = tuple(form + packed for form in (".log", ".csv", ".txt") for packed in ("", ".gz", ".zst"))
+PYTHON_CAN = (".asc", ".blf", ".trc", ".mf4")
+HEAD_BYTES = 4096
+# What a text form begins with; a candump log otherwise.
+FORMS: tuple[tuple[bytes, type[LineReader]], ...] = (
+    (rb"timestamp,arbitration_id,", text_logs.CsvReader),
+    (rb"Time Stamp,ID,", text_logs.GvretReader),
+    (rb"\*\*\*BUSMASTER", text_logs.BusmasterReader),
+    (rb"//-+\s+Microchip", text_logs.MicrochipReader),
+    (rb"\d+\.\d+ \d*[A-Z]", text_logs.CrtdReader),
+)
 
 
 class Log(Protocol):
@@ -64,23 +77,27 @@ def open_log(path: "Path | str", buses: Iterable[str] = ()) -> Log:
     name = path.lower()
     if not os.path.isfile(path):
         raise InputError(path, "is not a file" if os.path.exists(path) else "no such file", "give a recording")
-    if name.endswith(CANDUMP):
-        return CandumpLog(path, buses)
+    if name.endswith(TEXT):
+        return TextLog(path, buses)
     if name.endswith(PYTHON_CAN):
         return PythonCanLog(path, buses)
-    raise InputError(path, "this form of log is not known", f"known are {' '.join(CANDUMP + PYTHON_CAN)}")
+    raise InputError(path, "this form of log is not known", f"known are {' '.join(TEXT + PYTHON_CAN)}")
 
 
-class CandumpLog:
+class TextLog:
     def __init__(self, path: str, buses: Iterable[str] = ()) -> None:
         self.path = path
         self.problem = ""
-        self._reader = CandumpReader(buses)
         self._raw, self._file, self._damage = _open_text(path)
         self._buffer = bytearray(2 * PIECE_BYTES)
         self._text = memoryview(self._buffer)[:0]  # the part of the buffer that is read, but not parsed
         self._start = 0
         self._at_end = False
+        self._reader: LineReader = CandumpReader(buses)
+        self._fill()
+        head = bytes(self._text[:HEAD_BYTES])
+        form = next((reader for start, reader in FORMS if re.match(start, head)), CandumpReader)
+        self._reader = form(buses)
 
     @property
     def buses(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cy_core.candump import CandumpReader
 from cy_core.frames import Frames
+from cy_core.text_logs import BusmasterReader, CrtdReader, CsvReader, GvretReader, MicrochipReader
 from edge.errors import InputError
 from edge.logs import open_log
 from simulator.demo import ROOT
@@ -178,13 +179,96 @@ def test_logs_of_other_tools_give_the_same_frames(tmp_path: Path) -> None:
         ], suffix
 
 
-@pytest.mark.skipif(not FORMATS.is_dir(), reason=f"no recordings at {FORMATS}: set BORDNETZ_DATA")
-@pytest.mark.parametrize(
-    "name", ["classic.asc", "classic.blf", "classic.csv", "classic.trc", "fd.asc", "fd.blf", "j1939.blf"]
+RECORDED = sorted(
+    path for path in FORMATS.glob("*") if path.stem in ("classic", "fd", "j1939") and path.suffix != ".log"
 )
-def test_recorded_logs_of_other_forms_hold_the_frames_of_their_candump_twin(name: str) -> None:
-    path = FORMATS / name
-    truth, found = Frames(), Frames()
-    open_log(path.with_suffix(".log")).read(truth, 10_000)
-    open_log(path).read(found, 10_000)
+CAPTURES = sorted(FORMATS.glob("savvycan-*.gz"))
+without_recordings = pytest.mark.skipif(not RECORDED, reason=f"no recordings at {FORMATS}: set BORDNETZ_DATA")
+
+
+def frames_of(path: Path) -> list[Frame]:
+    log, found = open_log(path), Frames()
+    while log.read(found, 10_000):
+        pass
+    assert log.problems() == []
+    log.close()
+    return list(found)
+
+
+@without_recordings
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
+def test_recorded_logs_of_other_forms_hold_the_frames_of_their_candump_twin(path: Path) -> None:
+    truth, found = frames_of(path.with_suffix(".log")), frames_of(path)
     assert [frame[2:] for frame in found] == [frame[2:] for frame in truth]
+    assert len({one[0] - other[0] for one, other in zip(found, truth, strict=True)}) == 1
+    # Bus numbers are those of the tool that wrote it; csv has none.
+    if path.suffix != ".csv":
+        assert len({(one[1], other[1]) for one, other in zip(found, truth, strict=True)}) == len({f[1] for f in truth})
+
+
+@without_recordings
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [
+        ("canedge-tractor.MF4", "j1939_truck_idle/tractor.log.gz"),
+        ("canedge-hyundai-ev.MF4", "uds_isotp_ev/hyundai-ev.log.gz"),
+    ],
+)
+def test_the_unsorted_mf4_of_a_logger_holds_the_frames_of_its_candump_twin(name: str, twin: str) -> None:
+    found, truth = frames_of(FORMATS / name), frames_of(FORMATS.parent / twin)
+    # Two channels may have a frame in the same microsecond: then either may come first.
+    assert sorted((f[0], *f[2:]) for f in found) == sorted((f[0], *f[2:]) for f in truth)
+
+
+@without_recordings
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name)
+def test_one_capture_in_the_forms_of_five_tools_is_one_list_of_frames(path: Path) -> None:
+    found, truth = frames_of(path), frames_of(FORMATS / "savvycan-candump.log.gz")
+    assert len(found) == 12_974
+    assert [frame[2:] for frame in found] == [frame[2:] for frame in truth]
+    start = found[0][0] - truth[0][0]
+    assert all(abs(one[0] - other[0] - start) < 1_000_000 for one, other in zip(found, truth, strict=True))
+
+
+FORM_LINES = [
+    ("timestamp,arbitration_id,extended,remote,error,dlc,data", "1.5,0x123,0,0,0,2,AQI=", (0x123, b"\x01\x02")),
+    ("timestamp,arbitration_id,extended,remote,error,dlc,data", "1.5,0x123,1,1,0,2,", (0xC0000123, b"")),
+    ("Time Stamp,ID,Extended,Bus,LEN,D1", "1500000,00000123,true,0,2,01,02,", (0x80000123, b"\x01\x02")),
+    ("Time Stamp,ID,Extended,Dir,Bus,LEN,D1", "1500000,00000123,false,Rx,0,1,01,", (0x123, b"\x01")),
+    ("1.000000 CXX a remark", "1.500000 R29 00000123 01 02", (0x80000123, b"\x01\x02")),
+    ("1.000000 CXX a remark", "1.500000 0T11 123 ", (0x123, b"")),
+    ("***BUSMASTER Ver 2.4.0***", "00:00:01:5000 Rx 0 0x123 x 2 01 02", (0x80000123, b"\x01\x02")),
+    ("***BUSMASTER Ver 2.4.0***", "00:00:01:500 Tx 0 123 sr 0", (0x40000123, b"")),
+    ("//-----\nMicrochip Technology Inc.\n\n\n\n//----", "1500;RX;0x00000123;1;0x01;", (0x123, b"\x01")),
+]
+
+
+@pytest.mark.parametrize(("title", "line", "frame"), FORM_LINES)
+def test_a_form_is_told_by_how_it_begins_and_its_bad_lines_are_named(
+    title: str, line: str, frame: tuple[int, bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(f"{title}\n{line}\n1.5 what is this\n{line}\n")
+    log, found = open_log(path), Frames()
+    assert not log.read(found, 10)
+    assert [(f[0], f[2], f[4]) for f in found] == 2 * [(1_500_000, *frame)]
+    assert log.buses == ("can0",)
+    assert log.problems() == [f"line {len(title.splitlines()) + 2}: no frame in '1.5 what is this'; left out"]
+
+
+READERS = [CandumpReader, CsvReader, GvretReader, CrtdReader, BusmasterReader, MicrochipReader]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_no_text_is_read_beyond_its_end_or_as_more_frames_than_lines(data: st.DataObject) -> None:
+    reader = data.draw(st.sampled_from(READERS))()
+    good = data.draw(st.sampled_from([line for _, line, _ in FORM_LINES])).encode()
+    cut, junk = data.draw(st.integers(0, len(good))), data.draw(st.binary(max_size=40))
+    text, found = good[:cut] + junk + good[data.draw(st.integers(cut, len(good))) :], Frames()
+    reader.parse(text, found, final=True)
+    assert len(found) + reader.bad_lines <= reader.lines
+    for _, bus, can_id, _, payload in found:
+        assert bus < len(reader.buses)
+        assert len(payload) <= 64
+        assert can_id & 0x1FFFFFFF <= (0x1FFFFFFF if can_id & EXTENDED else 0x7FF)
