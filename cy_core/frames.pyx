@@ -7,11 +7,11 @@ One order for classic CAN and CAN FD, and eight bytes or less, which is nearly a
 second look-up. Layout: docs/formats/frame.md.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from cy_core.structs cimport PAYLOAD_SLOT, REMOTE_FRAME, frame_t
+from cy_core.structs cimport PAYLOAD_SLOT, REMOTE_FRAME, frame_t, payload_length
 
 
 cdef class Frames:
@@ -107,13 +107,13 @@ cdef class Frames:
         cdef const uint8_t* payload
         for i in range(self.count):
             record = &self.records[i]
-            payload = self.payloads + record.data * PAYLOAD_SLOT if record.length > 8 else <uint8_t*>&record.data
+            payload = self.payloads + record.data * PAYLOAD_SLOT if payload_length(record) > 8 else <uint8_t*>&record.data
             yield (
                 record.time_us,
                 record.bus,
                 record.can_id,
                 record.flags,
-                PyBytes_FromStringAndSize(<const char*>payload, 0 if record.can_id & REMOTE_FRAME else record.length),
+                PyBytes_FromStringAndSize(<const char*>payload, 0 if record.can_id & REMOTE_FRAME else payload_length(record)),
             )
 
     @property
@@ -168,5 +168,35 @@ cdef class Frames:
             memset(slot + length, 0, PAYLOAD_SLOT - length)
             record.data = self.slot_count
             self.slot_count += 1
+        self.count += 1
+        return 0
+
+    cdef int push_message(
+        self, int64_t time_us, uint32_t can_id, uint8_t bus, const uint8_t* data, uint16_t length
+    ) except -1 nogil:
+        """Add a message put together from segments: a payload of any length, in as many slots as it takes.
+
+        For the decoder of this process: extend() and slice() are for frames.
+        """
+        cdef Py_ssize_t slots = (length + PAYLOAD_SLOT - 1) // PAYLOAD_SLOT if length > 8 else 0
+        cdef frame_t* record
+        cdef uint8_t* slot
+        self.reserve(self.count + 1, self.slot_count + slots)
+        record = &self.records[self.count]
+        record.time_us = time_us
+        record.can_id = can_id
+        record.bus = bus
+        record.length = length & 0xFF
+        record.reserved = length >> 8
+        record.flags = 0
+        record.data = self.slot_count
+        if slots == 0:
+            record.data = 0
+            memcpy(&record.data, data, length)
+        else:
+            slot = self.payloads + self.slot_count * PAYLOAD_SLOT
+            memcpy(slot, data, length)
+            memset(slot + length, 0, slots * PAYLOAD_SLOT - length)
+            self.slot_count += slots
         self.count += 1
         return 0

@@ -48,6 +48,10 @@ cdef struct range_t:
     uint64_t low, high
 
 
+cdef enum protocol_t:
+    NO_PROTOCOL, J1939, NMEA2000, ISOTP, ISOTP_LENGTH, ISOTP_EXTENDED      # in the order of edge/manifest.py
+
+
 cdef struct message_t:
     uint32_t first_signal, signal_count
     uint16_t needed             # payload bytes that hold every signal
@@ -55,6 +59,7 @@ cdef struct message_t:
     uint8_t is_multiplexed
     uint8_t big_endian          # every signal is
     uint8_t is_mixed            # some are, some are not
+    uint8_t protocol            # protocol_t
     uint32_t row_bytes          # of all columns, one row
 
 

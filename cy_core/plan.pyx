@@ -56,6 +56,9 @@ cdef class Plan:
                 self.messages[number].big_endian &= signal.big_endian
                 self.messages[number].row_bytes += self.signals[signal_count].width
                 signal_count += 1
+            self.messages[number].protocol = ("", "j1939", "nmea2000", "isotp", "isotp-length", "isotp-extended").index(
+                message.protocol
+            )
             self.messages[number].is_mixed = len({signal.big_endian for signal in message.signals}) == 2
             self.messages[number].is_long = self.messages[number].needed > 8 or any(s.of_id for s in message.signals)
             self.longest = max(self.longest, self.messages[number].needed)

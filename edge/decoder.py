@@ -7,6 +7,7 @@
 A Decoder holds scratch memory: use one in each thread.
 """
 
+from cy_core.assemble import Assembler
 from cy_core.columns import Columns, Group
 from cy_core.decode import BatchDecoder
 from cy_core.decode_frame import FrameDecoder
@@ -15,7 +16,7 @@ from cy_core.plan import Plan
 from edge.errors import InputError
 from edge.manifest import DecoderManifest
 
-__all__ = ["Columns", "Decoder", "Frames", "Group"]
+__all__ = ["Assembler", "Columns", "Decoder", "Frames", "Group"]
 
 
 class Decoder:
@@ -29,3 +30,7 @@ class Decoder:
             raise InputError("decoder manifest", str(error), "correct the database and compile it again") from error
         self.decode = FrameDecoder(self.plan).decode
         self.decode_batch = BatchDecoder(self.plan).decode_batch
+
+    def assembler(self) -> Assembler:
+        """For one stream of frames: messages that come in several frames, for decode_batch(…, assembled=…)."""
+        return Assembler(self.plan)

@@ -16,6 +16,15 @@ from fleet.sort import Sorter
 from fleet.table import TableMaker, open_writer
 
 FRAMES_AT_ONCE = 65_536
+COUNTED = (
+    "frames",
+    "unknown_frames",
+    "short_frames",
+    "remote_frames",
+    "error_frames",
+    "segment_frames",
+    "assembled_messages",
+)
 
 
 class DecodedLog(msgspec.Struct):
@@ -39,8 +48,11 @@ class DecodedLog(msgspec.Struct):
             "shorter than their message": self.short_frames,
             "remote": self.remote_frames,
             "error": self.error_frames,
+            "parts of messages": self.segment_frames,
         }
         rest = "".join(f", {count:,} {what}" for what, count in told.items() if count)
+        if self.segment_frames:
+            rest += f"; {self.assembled_messages:,} messages put together, {self.failed_sessions:,} that failed"
         return f"{self.out}: {self.samples:,} samples from {self.frames:,} frames{rest}"
 
 
@@ -55,19 +67,22 @@ def decode_log(
     """
     decoder, maker = Decoder(manifest), TableMaker(manifest)
     result = DecodedLog(str(out))
-    columns, frames = Columns(decoder.plan), Frames()
+    columns, frames, messages, assembler = Columns(decoder.plan), Frames(), Frames(), decoder.assembler()
     with closing(open_log(log, manifest.buses)) as reader, open_writer(out, manifest) as writer, _scratch(out) as spill:
         sorter = Sorter(spill)
         more = True
         while more:
             more = reader.read(frames, FRAMES_AT_ONCE)
-            decoder.decode_batch(frames, columns)
+            assembler.assemble(frames, messages)
+            decoder.decode_batch(frames, columns, messages)
             sorter.add(maker.rows(columns))
             _count(result, columns)
             frames.clear()
+            messages.clear()
             progress(reader.bytes_read)
         for rows in sorter.tables():
             writer.write(rows)
+        result.failed_sessions = sum(failed for _, failed, _ in assembler.counters().values())
         result.problems = [f"{log}: {problem}" for problem in reader.problems()]
     return result
 
@@ -81,5 +96,5 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 def _count(result: DecodedLog, columns: Columns) -> None:
     result.samples += columns.samples()
-    for name in ("frames", "unknown_frames", "short_frames", "remote_frames", "error_frames"):
+    for name in COUNTED:
         setattr(result, name, getattr(result, name) + getattr(columns, name))

@@ -50,9 +50,11 @@ def messages(draw: Any, bus: str, number: int, longest: int = 64) -> Message:
         selectors = [(place, s.length) for place, s in enumerate(made) if s.length <= 4 and not s.signed]
         made.append(draw(signals(8 * length, f"S{index}", selectors)))
     extended = draw(st.booleans())
-    return Message(
-        bus, 0x100 + number if not extended else 0x18FE0000 + number, f"M{number}", length, extended, tuple(made)
-    )
+    protocol = draw(st.sampled_from(["", "j1939"])) if extended else ""
+    if protocol:
+        made += [Signal("SOURCE", 0, 8, of_id=True), Signal("PRIORITY", 26, 3, of_id=True)]
+    can_id = 0x18FE0000 + (number << 8) if extended else 0x100 + number
+    return Message(bus, can_id, f"M{number}", length, extended, tuple(made), protocol=protocol)
 
 
 @st.composite
@@ -87,6 +89,8 @@ def traffic(draw: Any, manifest: DecoderManifest, most: int = 60) -> list[Frame]
         repeat = draw(st.integers(1, 3))
         payload = draw(st.sampled_from([bytes(size), bytes([255] * size)]) | st.binary(min_size=size, max_size=size))
         can_id = message.id | (EXTENDED if message.extended else 0)
+        if message.is_by_pgn:  # of any priority and source
+            can_id = can_id & ~0x1C0000FF | draw(st.integers(0, 7)) << 26 | draw(st.integers(0, 255))
         for _ in range(repeat):
             frames.append((time_us, manifest.buses.index(message.bus), can_id, 4 if size > 8 else 0, payload))
     return frames

@@ -13,7 +13,7 @@ from cy_core.decode import BatchDecoder
 from cy_core.plan import Plan
 from edge.decoder import Decoder
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal
+from edge.manifest import DecoderManifest, Message, Signal, pgn_of
 from tests import strategies
 from tests.reference.extract import extract
 
@@ -44,12 +44,18 @@ def samples(columns: Columns, manifest: DecoderManifest) -> Counter[tuple[int, s
 def expected(frames: list[strategies.Frame], manifest: DecoderManifest) -> Counter[tuple[int, str, str, object]]:
     found: Counter[tuple[int, str, str, object]] = Counter()
     for time_us, bus, can_id, _, payload in frames:
-        for message in manifest.messages:
-            own = message.id | (strategies.EXTENDED if message.extended else 0)
-            if own == can_id and manifest.buses.index(message.bus) == bus:
-                for name, raw in extract(message, payload).items():
-                    found[time_us, message.name, name, key(raw)] += 1
+        if message := message_of(bus, can_id, manifest):
+            for name, raw in extract(message, payload, can_id & 0x1FFFFFFF).items():
+                found[time_us, message.name, name, key(raw)] += 1
     return found
+
+
+def message_of(bus: int, can_id: int, manifest: DecoderManifest) -> Message | None:
+    """That of the identifier, else the first of its parameter group."""
+    own = [message for message in manifest.messages if manifest.buses.index(message.bus) == bus]
+    exact = [m for m in own if m.id | (strategies.EXTENDED if m.extended else 0) == can_id]
+    group = [m for m in own if m.is_by_pgn and can_id >> 29 == 4 and m.pgn == pgn_of(can_id & 0x1FFFFFFF)]
+    return next(iter(exact + group), None) if bus < len(manifest.buses) else None
 
 
 @given(st.data())
@@ -90,7 +96,8 @@ def test_one_frame_decodes_to_labels_and_physical_values(data: st.DataObject) ->
             assert raw == physical == {}
             continue
         message = manifest.messages[place]
-        truth = extract(message, payload)
+        assert message == message_of(bus, can_id, manifest)
+        truth = extract(message, payload, own_id)
         assert list(physical) == [f"{message.name}.{s.name}" for s in message.signals if s.name in truth]
         for signal in message.signals:
             if signal.name in truth:
