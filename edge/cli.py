@@ -122,7 +122,7 @@ def compile_manifest(buses: tuple[str, ...], out: Path, strict: bool) -> None:
     count = sum(len(message.signals) for message in manifest.messages)
     click.echo(
         f"{out}: {count:,} signals in {len(manifest.messages):,} messages on {', '.join(manifest.buses)}; "
-        f"sha256:{manifest.hash[:16]}…; {len(diagnostics)} diagnostic{"s" * (len(diagnostics) != 1)}"
+        f"sha256:{manifest.hash[:16]}…; {len(diagnostics)} diagnostics"
     )
 
 
