@@ -290,7 +290,9 @@ def test_broadcasts_of_a_tractor_are_put_together_without_a_loss() -> None:
     announced = [f for f in frames if f[1] == 0 and f[2] >> 16 & 0xFF == 0xEC and f[4][0] == 32]
     found = [(can_id, len(data)) for _, _, can_id, _, data in whole]
     assert len(announced) == 16
-    assert found == 16 * [(0x9CFEE300, 28)]
+    # Engine configuration, and once the vehicle identification.
+    assert {can_id for can_id, _ in found} == {0x9CFEE300, 0x9CFEEC00}
+    assert [announcement[4][1] for announcement in announced] == [length for _, length in found]
     assert assembler.counters() == {0: (16, 0, 0)}
 
 
