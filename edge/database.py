@@ -91,6 +91,11 @@ def compile_databases(
     return DecoderManifest(buses, tuple(ordered), tuple(sources)), diagnostics
 
 
+def load_with_cantools(path: Path) -> Database:
+    """The corrected file as cantools holds it, to compare with. Raises InputError: it does not load."""
+    return _File("", path, _read(path), [])._loaded()
+
+
 class _File:
     """One database, on its way into the manifest."""
 
