@@ -1,87 +1,279 @@
-"""Campaigns: what to collect, and how urgently. So far: which signals, and with which priority.
+"""Campaigns: what to collect, when, how accurately, and how urgently. docs/campaigns.md tells the story.
 
-    {"drive": {"signals": {"WHEEL_SPEEDS.*": {}, "can1.*.Temperature*": {}}, "priority": 5}}
+    {"drive": {"signals": {"WHEEL_SPEEDS.*": {"max_error": 0.05}, "GEARBOX.GEAR": {"filter": "change"}}},
+     "hard_brake": {"when": "rising(BRAKE.PRESSURE > 80)", "before_s": 10, "after_s": 5, "signals": {"*": {}}}}
 
-A campaign is compiled against the manifest to one byte for each signal: what no campaign names never leaves the
-vehicle.
+A document is compiled against the manifest to a Selection: a byte for each signal, reductions, a condition. What no
+campaign names never leaves the vehicle.
 """
 
-import difflib
 import fnmatch
+import math
 import re
 from collections.abc import Mapping
+from datetime import datetime
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
-from edge.manifest import DecoderManifest
+from edge.manifest import DecoderManifest, Signal
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SNAPSHOT = "snapshot"  # the stream of what the direct method of this name captures
+MOST_SIGNAL_RULES = 10_000
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+Period = Annotated[float, msgspec.Meta(ge=0.001, le=86_400)]
 
 
 class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a signal is reduced. There is nothing to say yet: every sample is kept, exactly."""
+    """How the samples of a signal are reduced.
+
+    filter: every sample (default); change: those that differ from the last by more than max_error; curvelog: the
+    ends of lines that pass every sample within max_error; timebased: the last of each period_s; window: of each
+    period_s those in keep. max_error: physical, or "0.1%" of the signal's range. max_hold_s: a sample at the latest
+    so long after the last (change, curvelog).
+    """
+
+    filter: Literal["every", "change", "curvelog", "timebased", "window"] = "every"
+    max_error: float | str = 0.0
+    period_s: Period | None = None
+    max_hold_s: Period | None = None
+    keep: list[Literal["first", "last", "min", "max"]] = []
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """signals: globs over `Message.Signal` or `bus.Message.Signal`; priority: 0 is sent first."""
+    """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts.
+
+    priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
+    when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
+    time it is true is an event: frames from before_s before to after_s behind it, again at the earliest cooldown_s
+    later, at most max_events_per_day by UTC.
+    """
 
     signals: dict[str, SignalRule]
-    priority: int = 5
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    when: str | None = None
+    before_s: Seconds = 0.0
+    after_s: Seconds = 0.0
+    cooldown_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
+    max_events_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    latency_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None = None
+
+
+Rule = tuple[str, float, int, int, int, tuple[int, ...], bool]  # as cy_core.reduce.Reducer takes it
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """A campaign, compiled: keep has one byte for each signal of the manifest, in its order."""
+    """A campaign, compiled. keep has one byte for each signal of the manifest, in its order.
+
+    rules: a reduction for each signal, None where every sample is kept as it is.
+    """
 
     stream: str
     priority: int
     keep: bytes
+    campaign: Campaign
+    rules: tuple[Rule, ...] | None = None
+    program: Program | None = None
+    is_snapshot: bool = False
+
+    @property
+    def is_event(self) -> bool:
+        return self.program is not None or self.is_snapshot
+
+    @property
+    def start_us(self) -> int | None:
+        return _microseconds(self.campaign.start)
+
+    @property
+    def end_us(self) -> int | None:
+        return _microseconds(self.campaign.end)
 
 
-def compile_campaign(name: str, campaign: Campaign, manifest: DecoderManifest) -> Selection:
-    """Raises InputError: a name that cannot be a stream, a priority out of range, or a glob that matches nothing."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+def compile_campaign(
+    name: str, campaign: Campaign, manifest: DecoderManifest | Names, *, is_snapshot: bool = False
+) -> Selection:
+    """Raises InputError, which names the campaign, the path in it, what is wrong, and what would be right."""
+    names = manifest if isinstance(manifest, Names) else Names(manifest)
+    place = f"campaign {name}"
+    if not NAME.fullmatch(name):
         raise InputError(f"campaign {name!r}", "is no usable name", "up to 64 letters, digits, _ and -")
+    if name == SNAPSHOT and not is_snapshot:
+        raise InputError(place, "is the stream of the method snapshot", "choose another name")
     if not 0 <= campaign.priority <= 9:
-        raise InputError(f"campaign {name}: priority", f"{campaign.priority} is out of range", "0 (first) to 9")
+        raise InputError(f"{place}: priority", f"{campaign.priority} is out of range", "0 (first) to 9")
     if not campaign.signals:
-        raise InputError(f"campaign {name}: signals", "selects nothing", 'for example {"*": {}}')
-    keep = bytearray(sum(len(message.signals) for message in manifest.messages))
-    for glob in campaign.signals:
-        matches = _matches(glob, manifest)
-        if not matches:
-            raise InputError(
-                f"campaign {name}: signals.{glob}",
-                "matches no signal of the manifest",
-                _closest(glob, manifest),
-            )
-        for place in matches:
-            keep[place] = 1
-    return Selection(name, campaign.priority, bytes(keep))
+        raise InputError(f"{place}: signals", "selects nothing", 'for example {"*": {}}')
+    if len(campaign.signals) > MOST_SIGNAL_RULES:
+        raise InputError(f"{place}: signals", f"has {len(campaign.signals)} entries", "use globs")
+    _check_event(place, campaign, is_snapshot)
+    rules = _rules(place, campaign, names)
+    reduces = any(rule[0] != "drop" and rule[:5] != ("every", 0.0, 0, 0, 0) for rule in rules)
+    program = None
+    if campaign.when is not None:
+        program = compile_condition(campaign.when, names, f"{place}: when")
+    keep = bytes(rule[0] != "drop" for rule in rules)
+    return Selection(name, campaign.priority, keep, campaign, tuple(rules) if reduces else None, program, is_snapshot)
 
 
 def compile_campaigns(
     campaigns: Mapping[str, Campaign], manifest: DecoderManifest
 ) -> tuple[list[Selection], dict[str, str]]:
     """The campaigns that can run, and the reason for each that cannot."""
+    names = Names(manifest)
     selections: list[Selection] = []
     refused: dict[str, str] = {}
     for name, campaign in campaigns.items():
         try:
-            selections.append(compile_campaign(name, campaign, manifest))
+            selections.append(compile_campaign(name, campaign, names))
         except InputError as error:
             refused[name] = str(error)
     return selections, refused
 
 
-def _matches(glob: str, manifest: DecoderManifest) -> list[int]:
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a campaign document."""
+
+    class Document(msgspec.Struct, forbid_unknown_fields=True):
+        """Campaigns by name."""
+
+        campaigns: dict[str, Campaign]
+
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Document)}
+
+
+def _check_event(place: str, campaign: Campaign, is_snapshot: bool) -> None:
+    if campaign.when is None:
+        only = ("cooldown_s", "max_events_per_day", *(() if is_snapshot else ("before_s", "after_s")))
+        for field in only:
+            if getattr(campaign, field):
+                raise InputError(f"{place}: {field}", "needs `when`", "without it the campaign collects always")
+    for field in ("start", "end"):
+        value = getattr(campaign, field)
+        if value is not None and value.tzinfo is None:
+            raise InputError(f"{place}: {field}", "has no time zone", "as in 2027-01-31T08:00:00Z")
+    if campaign.start is not None and campaign.end is not None and campaign.start >= campaign.end:
+        raise InputError(f"{place}: end", "is not behind start", "leave one out, or give a later end")
+
+
+def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
+    """For each signal the rule of the most specific entry that matches it."""
+    chosen: dict[int, tuple[str, SignalRule]] = {}
+    for glob in sorted(campaign.signals, key=_specificity):
+        matches = names.find(glob) or _matches(glob, names)
+        if not matches:
+            raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(glob))
+        _check_rule(f"{place}: signals.{glob}", campaign.signals[glob])
+        for number in matches:
+            chosen[number] = glob, campaign.signals[glob]
+    dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
+    rules = [dropped] * len(names.signals)
+    for number, (glob, rule) in chosen.items():
+        full, _, signal = names.signals[number]
+        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
+    return rules
+
+
+def _check_rule(place: str, rule: SignalRule) -> None:
+    """Fields that do not go together are refused, not ignored."""
+    takes = {
+        "every": {"max_error"},
+        "change": {"max_error", "max_hold_s"},
+        "curvelog": {"max_error", "max_hold_s"},
+        "timebased": {"period_s"},
+        "window": {"period_s", "keep"},
+    }[rule.filter]
+    for field in ("max_error", "period_s", "max_hold_s", "keep"):
+        if getattr(rule, field) and field not in takes:
+            raise InputError(f"{place}.{field}", f"means nothing with filter {rule.filter}", f"it takes {_list(takes)}")
+    for field in ("period_s", "keep"):
+        if field in takes and not getattr(rule, field):
+            raise InputError(f"{place}.{field}", f"is missing: filter {rule.filter} needs it", EXAMPLES[rule.filter])
+    if rule.filter == "curvelog" and not rule.max_error:
+        raise InputError(f"{place}.max_error", "is missing: filter curvelog needs it", EXAMPLES["curvelog"])
+
+
+EXAMPLES = {
+    "timebased": 'as in {"filter": "timebased", "period_s": 1}',
+    "window": 'as in {"filter": "window", "period_s": 60, "keep": ["min", "max"]}',
+    "curvelog": 'as in {"filter": "curvelog", "max_error": "0.1%"}',
+}
+KEEP_BITS = {"first": 1, "last": 2, "min": 4, "max": 8}  # cy_core.reduce.KEEP
+
+
+def _rule(place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool) -> Rule:
+    bound = _max_error(f"{place}.max_error", rule.max_error, name, signal)
+    labels = tuple(sorted(signal.labels)) if not signal.is_float else ()
+    kind = rule.filter
+    if kind == "curvelog" and signal.labels and is_glob and len(signal.labels) > 2:
+        kind = "change"  # a glob over analogue signals meets discrete ones: no line through labels
+        bound = 0.0
+    if kind == "timebased":
+        kind = "window"
+    keep = sum(KEEP_BITS[item] for item in set(rule.keep)) if rule.filter == "window" else 0
+    return (
+        kind,
+        bound,
+        round((rule.period_s or 0) * 1e6),
+        round((rule.max_hold_s or 0) * 1e6),
+        KEEP_BITS["last"] if rule.filter == "timebased" else keep,
+        labels,
+        signal.factor < 0,
+    )
+
+
+def _max_error(place: str, value: float | str, name: str, signal: Signal) -> float:
+    """The bound in raw units, never more than what was asked for."""
+    if isinstance(value, str):
+        percent = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)
+        if percent is None:
+            raise InputError(place, f"{value!r} is no error bound", 'a number, or a part of the range as in "0.1%"')
+        try:
+            share = float(percent[1]) / 100
+        except ValueError as error:
+            raise InputError(place, f"{value!r} is no error bound", 'for example "0.1%"') from error
+        value = share * _range(place, name, signal)
+    if not math.isfinite(value) or value < 0:
+        raise InputError(place, f"{value} is no error bound", "0 (exact) or more")
+    if value == 0 or signal.factor == 0:
+        return 0.0
+    exact = Fraction(value) / abs(Fraction(str(signal.factor)))
+    bound = float(exact)
+    return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)
+
+
+def _range(place: str, name: str, signal: Signal) -> float:
+    """What the database says, else what the bits can say."""
+    if signal.minimum is not None and signal.maximum is not None and signal.maximum > signal.minimum:
+        return float(signal.maximum - signal.minimum)
+    if signal.is_float:
+        raise InputError(place, f"{name} is a float without a range in the database", "give a number")
+    low, high = raw_range(signal)
+    return float((high - low) * abs(signal.factor))
+
+
+def _matches(glob: str, names: Names) -> list[int]:
     pattern = re.compile(fnmatch.translate(glob))
     return [
-        place
-        for place, (name, message, _) in enumerate(manifest.names())
+        number
+        for number, (name, message, _) in enumerate(names.signals)
         if pattern.match(name) or pattern.match(f"{message.bus}.{name}")
     ]
 
 
-def _closest(glob: str, manifest: DecoderManifest) -> str:
-    names = [name for name, _, _ in manifest.names()]
-    close = difflib.get_close_matches(glob, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else "`bordnetz signals` lists what there is"
+def _specificity(glob: str) -> tuple[bool, int, str]:
+    return not any(sign in glob for sign in "*?["), sum(sign not in "*?[]" for sign in glob), glob
+
+
+def _list(names: set[str]) -> str:
+    return " and ".join(sorted(names))
+
+
+def _microseconds(value: datetime | None) -> int | None:
+    return None if value is None else round(value.timestamp() * 1e6)

@@ -1,46 +1,58 @@
-"""The collector's line: frames of a source, decoded, selected, made into blocks, stored.
+"""The collector: frames of a source through the campaigns (edge/line.py) into the outbox.
 
-    source ──read──► frames ──decode──► columns ──encode, for each campaign──► blocks ──append──► outbox
-                       │                                                                  │
-                       └ the source's cursor ─────────────────────────────────────────────┘ one transaction
+    source ──read──► frames ──line.take──► records ──append──► outbox
+                       │                                 │
+                       └ the source's cursor, and where each stream stands ┘ one transaction
 
-A block is stored at the latest durable_s after its first frame came: that much of a live bus is what a kill can
-cost, and the next block says how many frames are missing. A replay goes on from the cursor that was stored together
-with its data, so a kill costs it nothing and gives nothing twice.
+A block is stored at the latest durable_s (or a campaign's latency_s) after its first frame came: that much of a live
+bus is what a kill can cost, and the next block says how many frames are missing. A replay goes on from the cursor
+that was stored together with its data, so a kill costs it nothing and gives nothing twice. An event that was under
+way at a kill goes on after it, if the clock is still that of the same boot.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated
 
 import msgspec
 
-from cy_core.columns import Columns
 from cy_core.frames import Frames
-from edge import block
 from edge.campaign import Campaign, Selection
 from edge.decoder import Decoder
 from edge.errors import OutboxError
-from edge.message import Block, Counters, Coverage
-from edge.outbox import MAX_BODY_BYTES, NewRecord, Outbox
+from edge.line import Batch, Line, Place
+from edge.message import Coverage
+from edge.outbox import NewRecord, Outbox
 from edge.source import Source
 
 log = logging.getLogger(__name__)
 
 READ_WAIT_S = 0.1  # the longest the loop is deaf to settings and to stopping
 RETRY_S = 1.0
+CURSOR_S = 10.0  # how often it is stored while there is nothing else to store
 
 
 class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The collector's twin, and its defaults.
 
-    durable_s: how long a frame of a live bus may wait to be stored; block_frames: the most in one block.
+    durable_s: how long a frame of a live bus may wait to be stored; block_frames: the most in one block; ring_s: how
+    far back a snapshot reaches at least (campaigns ask by before_s); ring_bytes: the most memory for that.
     """
 
     campaigns: dict[str, Campaign] = {}
     durable_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
     block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 8192
+    ring_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
+    ring_bytes: Annotated[int, msgspec.Meta(ge=65536, le=1 << 30)] = 16 << 20
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """What the outbox keeps of a source: its own cursor, and where each stream stands."""
+
+    source: bytes
+    boot: bytes
+    streams: dict[str, Place] = {}
 
 
 class Totals(msgspec.Struct):
@@ -52,49 +64,77 @@ class Totals(msgspec.Struct):
     bytes: int = 0
     unknown_frames: int = 0
     missing_frames: int = 0
+    cut_events: int = 0
 
 
 class Collector:
     """Runs one source into one outbox. select() may be called between steps, from the thread that runs it."""
 
     def __init__(
-        self, source: Source, decoder: Decoder, outbox: Outbox, on_first: Callable[[], None] = lambda: None
+        self,
+        source: Source,
+        decoder: Decoder,
+        outbox: Outbox,
+        on_first: Callable[[], None] = lambda: None,
+        ring_bytes: int = 16 << 20,
     ) -> None:
         """on_first is called once, when the first frames have been stored."""
         self.totals = Totals()
         self.finished = False
         self.source = source
-        self._decoder = decoder
+        self.line = Line(decoder, ring_bytes)
         self._on_first = on_first
         self._outbox = outbox
-        self._manifest = bytes.fromhex(decoder.manifest.hash)
-        self._selections: Sequence[Selection] = ()
         self._durable_s = 1.0
         self._block_frames = 8192
         self._frames = Frames()
-        self._columns = Columns(decoder.plan)
-        self._since = 0.0
-        cursor = outbox.cursor(source.name)
-        if cursor is not None:
-            source.resume(cursor)
-        self._first = source.position
+        self._since = self._cursor_stored = 0.0
+        self._places = self._resume()
         self._overflowed = source.overflowed
         self._unparsed = source.unparsed_lines
 
-    def select(self, selections: Sequence[Selection], durable_s: float, block_frames: int) -> None:
-        """Collect this from the next frame on; what came before is stored as it was selected then."""
+    def _resume(self) -> dict[str, Place]:
+        """Go on where the outbox says that this source was; where the streams were."""
+        stored = self._outbox.cursor(self.source.name)
+        if stored is None:
+            return {}
+        cursor = msgspec.json.decode(stored, type=Cursor)
+        self.source.resume(cursor.source)
+        if cursor.boot == self.source.clock.boot_id:
+            return cursor.streams
+        # Times of another boot say nothing here: events that were under way end, and are counted as cut.
+        self.totals.cut_events += sum(place.until_us is not None for place in cursor.streams.values())
+        return {name: Place(place.first, place.missing) for name, place in cursor.streams.items()}
+
+    def select(self, selections: Sequence[Selection], durable_s: float, block_frames: int, ring_s: float = 0.0) -> None:
+        """Collect this from the next frame on; what came before is stored as it was selected then.
+
+        Campaigns that are the same go on as they were, with their events and whatever else they hold.
+        """
+        ending = self.line.changed(selections)
+        if len(self._frames) or ending:
+            self.store(ending=ending)
+        self._durable_s, self._block_frames, self.line.ring_s = durable_s, block_frames, ring_s
+        snapshots = [stream.selection for stream in self.line.streams.values() if stream.selection.is_snapshot]
+        self.line.select([*selections, *snapshots], self.source.position, self._places)
+        self._places = {}
+
+    def snapshot(self, selection: Selection) -> None:
+        """Capture now, beside the campaigns."""
         self.store()
-        self._selections, self._durable_s, self._block_frames = selections, durable_s, block_frames
+        running = [stream.selection for stream in self.line.streams.values()]
+        others = [other for other in running if other.stream != selection.stream]
+        self.line.select([*others, selection], self.source.position)
 
     def run(self, stopping: Callable[[], bool], between: Callable[[], None] = lambda: None) -> None:
         """Collect until stopping() or the end of the source; between() is called between steps."""
         while not stopping() and not self.finished:
             between()
-            if self._selections:
+            if self.line.streams:
                 self.step()
             else:
                 time.sleep(READ_WAIT_S)
-        self.store()
+        self.store(last=True)
 
     def step(self) -> None:
         """Read what there is, and store a block when it is full or due."""
@@ -107,67 +147,54 @@ class Collector:
             self.store()
         self.finished = not more
 
-    def store(self) -> None:
-        """Make blocks of the frames held, and return when they are durable."""
-        if not len(self._frames):
+    def store(self, last: bool = False, ending: Collection[str] = ()) -> None:
+        """Make blocks of the frames held, and return when they are durable.
+
+        last: nothing follows; ending: streams that are not going on.
+        """
+        if not len(self._frames) and not last and not ending:
             return
-        records = self._records(self._frames, self._coverage())
-        self._append(records)
-        if not self.totals.frames:
+        source, count = self.source, len(self._frames)
+        batch = Batch(
+            self._frames,
+            Coverage(source.name, source.position - count, source.position, source.missing),
+            source.clock,
+            source.unparsed_lines - self._unparsed,
+            source.overflowed - self._overflowed,
+            last,
+        )
+        records = self.line.take(batch, ending)
+        if records or last or time.monotonic() - self._cursor_stored >= CURSOR_S:
+            self._append(records)
+            self._cursor_stored = time.monotonic()
+        if not self.totals.frames and count:
             self._on_first()
-        self.totals.frames += len(self._frames)
+        self.totals.frames += count
         self.totals.blocks += len(records)
         self.totals.bytes += sum(len(record.body) for record in records)
-        self._first = self.source.position
-        self._overflowed, self._unparsed = self.source.overflowed, self.source.unparsed_lines
-        self.totals.missing_frames += self.source.missing
-        self.source.missing = 0
+        self.totals.samples += self.line.samples
+        self.totals.unknown_frames += self.line.traffic.unknown
+        self.totals.missing_frames += source.missing
+        self._overflowed, self._unparsed, source.missing = source.overflowed, source.unparsed_lines, 0
         self._frames.clear()
 
     def _due(self) -> float:
-        return self._since + self._durable_s
+        return self._since + min(self._durable_s, self.line.latency_s)
 
-    def _coverage(self) -> Coverage:
-        end = self.source.position
-        return Coverage(self.source.name, end - len(self._frames), end, self.source.missing)
-
-    def _records(self, frames: Frames, coverage: Coverage, first: bool = True) -> list[NewRecord]:
-        """A block for each campaign; in halves where the outbox would not take the whole."""
-        columns = self._decoder.decode_batch(frames, self._columns)
-        counters = self._counters(columns, first)
-        records = [self._record(selection, columns, coverage, counters) for selection in self._selections]
-        if all(len(record.body) <= MAX_BODY_BYTES for record in records) or len(frames) < 2:
-            self.totals.samples += sum(columns.samples(selection.keep) for selection in self._selections)
-            self.totals.unknown_frames += columns.unknown_frames
-            return records
-        middle = len(frames) // 2
-        left = msgspec.structs.replace(coverage, end=coverage.first + middle)
-        right = msgspec.structs.replace(coverage, first=coverage.first + middle, missing=0)
-        return self._records(frames.slice(0, middle), left, first) + self._records(
-            frames.slice(middle, len(frames)), right, False
-        )
-
-    def _record(self, selection: Selection, columns: Columns, coverage: Coverage, counters: Counters) -> NewRecord:
-        counters = msgspec.structs.replace(counters, samples=columns.samples(selection.keep))
-        body = Block(block.encode(columns, selection.keep), self.source.clock, coverage, counters).encode()
-        return NewRecord(selection.priority, selection.stream, self._manifest, body)
-
-    def _counters(self, columns: Columns, first: bool) -> Counters:
-        return Counters(
-            unknown_frames=columns.unknown_frames,
-            short_frames=columns.short_frames,
-            remote_frames=columns.remote_frames,
-            error_frames=columns.error_frames,
-            unparsed_lines=self.source.unparsed_lines - self._unparsed if first else 0,
-            overflowed_frames=self.source.overflowed - self._overflowed if first else 0,
-        )
+    def _cursor(self) -> bytes:
+        places = {
+            name: stream.place
+            for name, stream in self.line.streams.items()
+            if not stream.selection.is_snapshot and stream.place != Place(self.source.position)
+        }
+        return msgspec.json.encode(Cursor(self.source.cursor(), self.source.clock.boot_id, places))
 
     def _append(self, records: list[NewRecord]) -> None:
         """Until it is stored: meanwhile a live source overflows in the kernel, which counts what it drops."""
         warned = False
         while True:
             try:
-                self._outbox.append(records, (self.source.name, self.source.cursor()))
+                self._outbox.append(records, (self.source.name, self._cursor()))
                 return
             except OutboxError as error:
                 if not warned:

@@ -23,6 +23,7 @@ import msgspec
 
 from edge.cloud import Cloud
 from edge.errors import CloudError, EdgeError, MessageRejected
+from edge.typed import explain
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,8 @@ class Twin(Generic[S]):
             self._check(field, entry, piece)
             return piece
         except (msgspec.ValidationError, EdgeError, ValueError) as error:
-            _refuse(refused, field if entry is None else f"{field}/{entry}", str(error))
+            reason = explain(error, kind) if isinstance(error, msgspec.ValidationError) else str(error)
+            _refuse(refused, field if entry is None else f"{field}/{entry}", reason)
             return last
 
     # Reporting

@@ -41,6 +41,7 @@ def _campaign_findings(path: Path, campaigns: object, manifest: Path | None) -> 
     import msgspec
 
     from edge.campaign import Campaign, compile_campaigns
+    from edge.typed import explain
 
     if not isinstance(campaigns, dict):
         return [f"{path}: campaigns: is not an object of campaigns by name"]
@@ -49,7 +50,7 @@ def _campaign_findings(path: Path, campaigns: object, manifest: Path | None) -> 
         try:
             valid[name] = msgspec.convert(campaign, Campaign)
         except msgspec.ValidationError as error:
-            findings.append(f"{path}: campaign {name}: {error}")
+            findings.append(f"{path}: campaign {name}: {explain(error, Campaign)}")
     if manifest is not None:
         refused = compile_campaigns(valid, manifests.load(manifest))[1]
         findings += [f"{path}: {reason}" for reason in refused.values()]

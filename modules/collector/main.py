@@ -2,31 +2,66 @@
 
 Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_OUTBOX (directory shared
 with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), RuntimeLogLevel, and what IoT
-Edge sets. Twin: edge.collector.CollectorSettings. Direct method: getStatus.
+Edge sets. Twin: edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot, flush,
+setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for `bordnetz doctor`.
 """
 
 import asyncio
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edge import doctor, module
 from edge import manifest as manifests
-from edge import module
-from edge.campaign import Campaign, compile_campaign, compile_campaigns
+from edge.campaign import SNAPSHOT, Campaign, Selection, SignalRule, compile_campaign, compile_campaigns
 from edge.cloud.iothub import IoTHub
 from edge.collector import Collector, CollectorSettings
+from edge.condition import Names
 from edge.decoder import Decoder
+from edge.errors import EdgeError
 from edge.outbox import Outbox
 from edge.source import open_source
 from edge.twin import Twin
+from edge.typed import explain
 
 log = logging.getLogger("collector")
 
 REPORT_SECONDS = 60.0
+STATUS_SECONDS = 5.0
+METHOD_SECONDS = 20.0  # for the line to do what a method asks; IoT Hub waits 30 s
+REPORTED_CAMPAIGNS = 50
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """Of methods that take no payload."""
+
+
+class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
+    """Capture now: these signals, from before_s before to after_s behind."""
+
+    signals: dict[str, SignalRule] = {"*": SignalRule()}
+    before_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
+    after_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 1
+
+
+class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error", "critical"]
+
+
+PAYLOADS: dict[str, type[msgspec.Struct]] = {
+    "getStatus": Nothing,
+    "getCampaigns": Nothing,
+    "flush": Nothing,
+    "snapshot": Snapshot,
+    "setLogLevel": LogLevel,
+}
 
 
 class Module:
@@ -37,12 +72,16 @@ class Module:
         self.manifest = manifests.load(path)
         source = open_source(module.from_environment("BORDNETZ_SOURCE", "a source of frames"), self.manifest.buses)
         self.first_stored_s: float | None = None
-        self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first)
+        self._folder = folder
+        self._names = Names(self.manifest)
         self.twin = Twin(CollectorSettings, folder / "settings-collector.json", self._check, self._change)
+        ring_bytes = self.twin.settings.ring_bytes
+        self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first, ring_bytes)
         self.hub = IoTHub()
         self.hub.on_twin = self.twin.update
         self.hub.on_method = self._answer
-        self._changes: queue.SimpleQueue[CollectorSettings] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._line_ended = False
         self._stopping = threading.Event()
         self._change(self.twin.settings)
 
@@ -54,6 +93,7 @@ class Module:
             asyncio.create_task(self.hub.run(), name="hub"),
             asyncio.create_task(self.twin.run(self.hub), name="twin"),
             asyncio.create_task(module.report_changes(self.twin, self._status, lambda: REPORT_SECONDS), name="report"),
+            asyncio.create_task(self._leave_status(), name="status"),
         ]
         running = {stopped, line, *others}
         try:
@@ -68,29 +108,52 @@ class Module:
         line.result()
 
     def _collect(self) -> None:
-        self.collector.run(self._stopping.is_set, self._take_changes)
-        self.collector.source.close()
+        try:
+            self.collector.run(self._stopping.is_set, self._take_calls)
+            self.collector.source.close()
+        finally:
+            self._line_ended = True
+            self._take_calls()
         if self.collector.finished:
             log.info("source %s has no more frames: %d read", self.collector.source.name, self._frames)
 
     def _note_first(self) -> None:
         self.first_stored_s = round(module.seconds_since_start(), 3)
 
-    # Settings: checked in the event loop, taken over by the line between two steps
+    # What the event loop asks of the line is done by its thread, between two steps
+
+    def _ask(self, work: Callable[[], None]) -> "Future[None]":
+        future: Future[None] = Future()
+        self._calls.put((work, future))
+        return future
+
+    def _take_calls(self) -> None:
+        while not self._calls.empty():
+            work, future = self._calls.get()
+            try:
+                work()
+                future.set_result(None)
+            except Exception as error:
+                future.set_exception(error)
+                raise
+
+    # Settings
 
     def _check(self, field: str, entry: str | None, value: Any) -> None:
         if field == "campaigns" and entry is not None and isinstance(value, Campaign):
-            compile_campaign(entry, value, self.manifest)
+            compile_campaign(entry, value, self._names)
 
     def _change(self, settings: CollectorSettings) -> None:
-        self._changes.put(settings)
+        selections, refused = compile_campaigns(settings.campaigns, self.manifest)
+        for reason in refused.values():  # kept from before, and not valid with this manifest
+            log.warning("%s", reason)
+        self._ask(lambda: self._select(settings, selections))
 
-    def _take_changes(self) -> None:
-        while not self._changes.empty():
-            settings = self._changes.get()
-            selections, _ = compile_campaigns(settings.campaigns, self.manifest)
-            self.collector.select(selections, settings.durable_s, settings.block_frames)
-            log.info("collecting %s", ", ".join(selection.stream for selection in selections) or "nothing: no campaign")
+    def _select(self, settings: CollectorSettings, selections: list[Selection]) -> None:
+        self.collector.select(selections, settings.durable_s, settings.block_frames, settings.ring_s)
+        if settings.ring_bytes != self.collector.line.ring.limit_bytes:
+            log.info("ring_bytes %d counts from the next start on", settings.ring_bytes)
+        log.info("collecting %s", ", ".join(selection.stream for selection in selections) or "nothing: no campaign")
 
     # State
 
@@ -99,21 +162,75 @@ class Module:
         return self.collector.source.position
 
     async def _status(self) -> dict[str, Any]:
+        """What is reported in the twin: small, and not changing all the time."""
         source = self.collector.source
         state = "finished" if self.collector.finished else "running"
+        streams = list(self.collector.line.streams.items())[:REPORTED_CAMPAIGNS]
         return {
             "source": {"name": source.name, "state": state, "frames": self._frames, "problem": source.problem},
             "manifest": self.manifest.hash,
             "totals": msgspec.to_builtins(self.collector.totals),
             "first_stored_s": self.first_stored_s,
+            "campaigns": {
+                name: {"events": stream.tally.events, "samples": stream.tally.samples, "bytes": stream.tally.bytes}
+                for name, stream in streams
+            },
         }
 
+    def _describe(self) -> dict[str, Any]:
+        refused = self.twin.state["refused"]
+        return doctor.describe(self.collector.line, self.collector.source, self._names, refused)
+
+    async def _leave_status(self) -> None:
+        while True:
+            try:
+                state = "finished" if self.collector.finished else "running"
+                await asyncio.to_thread(doctor.write_status, self._folder, {"state": state, **self._describe()})
+            except OSError as error:
+                log.debug("no status left: %s", error)
+            await asyncio.sleep(STATUS_SECONDS)
+
+    # Direct methods
+
     async def _answer(self, method: str, payload: Any) -> tuple[int, Any]:
-        """Direct methods."""
-        if method != "getStatus":
-            return 404, {"error": f"there is no method {method}; there is: getStatus"}
-        own = {"connected": self.hub.connected, "client": dict(self.hub.counters), "settings": self.twin.state}
-        return 200, {**await self._status(), **own}
+        if method not in PAYLOADS:
+            return 404, {"error": f"there is no method {method}; there are: {', '.join(PAYLOADS)}"}
+        kind = PAYLOADS[method]
+        try:
+            asked = msgspec.convert({} if payload is None else payload, kind)
+            return await self._do(method, asked)
+        except msgspec.ValidationError as error:
+            return 400, {"error": f"{method}: {explain(error, kind)}"}
+        except EdgeError as error:
+            return 400, {"error": f"{method}: {error}"}
+
+    async def _do(self, method: str, asked: Any) -> tuple[int, Any]:
+        if method == "getStatus":
+            own = {"connected": self.hub.connected, "client": dict(self.hub.counters), "settings": self.twin.state}
+            described = self._describe()
+            return 200, {**described, **await self._status(), **own, "campaigns": described["campaigns"],
+                         "why": doctor.explain(described)}  # fmt: skip
+        if method == "getCampaigns":
+            campaigns = msgspec.to_builtins(self.twin.settings.campaigns)
+            return 200, {"campaigns": campaigns, "refused": self.twin.state["refused"]}
+        if method == "setLogLevel":
+            logging.getLogger().setLevel(asked.level.upper())
+            return 200, {"level": asked.level}
+        if self._line_ended:
+            return 409, {"error": f"{method}: the source has come to its end, and all of it is stored"}
+        if method == "flush":
+            work = self.collector.store
+        else:
+            campaign = Campaign(asked.signals, asked.priority, before_s=asked.before_s, after_s=asked.after_s)
+            selection = compile_campaign(SNAPSHOT, campaign, self._names, is_snapshot=True)
+            work = lambda: self.collector.snapshot(selection)  # noqa: E731
+        try:
+            async with asyncio.timeout(METHOD_SECONDS):
+                await asyncio.wrap_future(self._ask(work))
+        except TimeoutError:
+            return 503, {"error": f"{method}: the line is busy (the outbox may be full); it will be done"}
+        totals = self.collector.totals
+        return 200, {"frames": totals.frames, "blocks": totals.blocks, "bytes": totals.bytes}
 
 
 async def run(stop: asyncio.Event) -> None:

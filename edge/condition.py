@@ -1,0 +1,370 @@
+"""Conditions of campaigns: Python's syntax, checked against the manifest, compiled to a program for cy_core/condition.
+
+    "rising(BRAKE.PRESSURE > 80 and SPEED.SPEED > 50)"  ──ast──► tree ──types──► steps of a stack machine
+
+A signal is a number (its physical value), compared with numbers or, where the database has labels, with a label in
+quotes. Only comparisons and the functions below are true or false; `and`, `or`, `not` take those alone, so a signal
+by itself is no condition. docs/campaigns.md has the language.
+"""
+
+import ast
+import difflib
+import math
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from cy_core.condition import OPS, Condition
+from cy_core.plan import Plan
+from edge.errors import InputError
+from edge.manifest import DecoderManifest, Message, Signal
+
+MOST_CHARACTERS = 4096
+MOST_STEPS = 1000
+MOST_SECONDS = 86_400.0
+
+LOGIC, NUMBER = "true or false", "a number"
+COMPARISONS = {ast.Lt: "LT", ast.LtE: "LE", ast.Gt: "GT", ast.GtE: "GE", ast.Eq: "EQ", ast.NotEq: "NE"}
+MIRRORED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE", "EQ": "EQ", "NE": "NE"}
+ARITHMETIC = {ast.Add: "ADD", ast.Sub: "SUB", ast.Mult: "MUL", ast.Div: "DIV"}
+WINDOWS = {"avg": "AVG", "min_s": "MIN_S", "max_s": "MAX_S", "count": "COUNT"}
+
+
+# Every function, as it is called.
+USAGE = {
+    "rising": "rising(SPEED.SPEED > 50)",
+    "falling": "falling(SPEED.SPEED > 50)",
+    "changed": "changed(GEARBOX.GEAR)",
+    "for_s": "for_s(SPEED.SPEED > 50, 10)",
+    "stale": "stale(SPEED.SPEED, 5)",
+    "abs": "abs(STEERING.ANGLE)",
+    "min": "min(WHEEL_SPEEDS.FL, WHEEL_SPEEDS.FR)",
+    "max": "max(WHEEL_SPEEDS.FL, WHEEL_SPEEDS.FR)",
+    "avg": "avg(SPEED.SPEED, 10)",
+    "min_s": "min_s(SPEED.SPEED, 10)",
+    "max_s": "max_s(SPEED.SPEED, 10)",
+    "count": "count(SPEED.SPEED, 10)",
+    "signal": 'signal("Odd-Message.Signal")',
+}
+
+
+class Program(NamedTuple):
+    """steps: (op, operand, span_us, number) of cy_core/condition.OPS; operands: places of signals in the manifest."""
+
+    steps: tuple[tuple[str, int, int, float], ...]
+    operands: tuple[int, ...]
+
+    def condition(self, plan: Plan, cooldown_us: int = 0) -> Condition:
+        """A fresh state of it."""
+        return Condition(plan, self.steps, self.operands, cooldown_us)
+
+
+class Names:
+    """Signals of a manifest by the names that a person may use: Message.Signal, or bus.Message.Signal."""
+
+    def __init__(self, manifest: DecoderManifest) -> None:
+        self.signals: list[tuple[str, Message, Signal]] = list(manifest.names())
+        self.buses = manifest.buses
+        self._places: dict[str, list[int]] = {}
+        for place, (name, message, _) in enumerate(self.signals):
+            self._places.setdefault(name, []).append(place)
+            self._places.setdefault(f"{message.bus}.{name}", []).append(place)
+
+    def find(self, name: str) -> list[int]:
+        return self._places.get(name, [])
+
+    def closest(self, name: str) -> str:
+        """The way out for a name that is not there."""
+        folded = {known.lower(): known for known in self._places}
+        close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+        return f"did you mean {folded[close[0]]}?" if close else "`bordnetz signals` lists what there is"
+
+
+def compile_condition(text: str, names: Names, place: str = "when") -> Program:
+    """Raises InputError: place, column, what is wrong, and what would be right."""
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(place, f"has {len(text)} characters", f"at most {MOST_CHARACTERS}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        column = f": column {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
+        reason = error.msg if isinstance(error, SyntaxError) else "it is nested too deeply, or no text"
+        raise InputError(place + column, f"is no expression ({reason})", "for example SPEED.SPEED > 50") from error
+    compiler = _Compiler(names, place)
+    try:
+        compiler.logic(tree)
+    except RecursionError as error:
+        raise InputError(place, "is nested too deeply", "split it into campaigns") from error
+    if len(compiler.steps) > MOST_STEPS:
+        raise InputError(place, f"takes {len(compiler.steps)} steps", f"at most {MOST_STEPS}")
+    if not compiler.operands:
+        raise InputError(place, "names no signal, so it is never looked at", "compare a signal")
+    depth, deepest = 0, 0
+    for op, *_ in compiler.steps:
+        depth += OPS[op][1]
+        deepest = max(deepest, depth)
+    if deepest > 64:
+        raise InputError(place, "is nested too deeply", "at most 64 values may wait for each other")
+    return Program(tuple(compiler.steps), tuple(compiler.operands))
+
+
+class _Compiler:
+    def __init__(self, names: Names, place: str) -> None:
+        self._names = names
+        self._place = place
+        self.steps: list[tuple[str, int, int, float]] = []
+        self.operands: list[int] = []
+
+    # -- true or false
+
+    def logic(self, node: ast.expr) -> None:
+        if self._kind(node) != LOGIC:
+            is_signal = self._signal_name(node) is not None
+            self._fail(
+                node,
+                f"{ast.unparse(node)} is {NUMBER if not _is_text(node) else 'a text'}, not {LOGIC}",
+                f"compare it, as in {ast.unparse(node)} != 0" if is_signal else "compare it",
+            )
+        if isinstance(node, ast.BoolOp):
+            for number, value in enumerate(node.values):
+                self.logic(value)
+                if number:
+                    self._step("AND" if isinstance(node.op, ast.And) else "OR")
+        elif isinstance(node, ast.UnaryOp):
+            self.logic(node.operand)
+            self._step("NOT")
+        elif isinstance(node, ast.Compare):
+            self._compare(node)
+        else:
+            assert isinstance(node, ast.Call)
+            self._call(node)
+
+    def _compare(self, node: ast.Compare) -> None:
+        sides = [node.left, *node.comparators]
+        for number, operator in enumerate(node.ops):
+            if type(operator) not in COMPARISONS:
+                self._fail(node, "only < <= > >= == != compare", "write several of them with `or`")
+            self._pair(node, sides[number], COMPARISONS[type(operator)], sides[number + 1])
+            if number:
+                self._step("AND")
+
+    def _pair(self, node: ast.Compare, left: ast.expr, op: str, right: ast.expr) -> None:
+        if _is_text(left):
+            left, op, right = right, MIRRORED[op], left
+        if _is_text(right):
+            self._label(node, left, op, right)
+            return
+        self._check_range(node, left, op, right)
+        self._check_range(node, right, MIRRORED[op], left)
+        self.number(left)
+        self.number(right)
+        self._step(op)
+
+    def _label(self, node: ast.expr, left: ast.expr, op: str, right: ast.expr) -> None:
+        """A signal against a label: its raw value against all raw values that have the label."""
+        assert isinstance(right, ast.Constant)
+        if self._signal_name(left) is None:
+            self._fail(node, "a label can be compared with a signal only", "as in GEARBOX.GEAR == 'DRIVE'")
+        if op not in ("EQ", "NE"):
+            self._fail(node, "labels have no order", "use == or !=")
+        operand = self._operand(left)
+        name, _, signal = self._names.signals[self.operands[operand]]
+        raws = [raw for raw, label in signal.labels.items() if label == right.value]
+        if not raws:
+            close = difflib.get_close_matches(str(right.value), signal.labels.values(), n=1, cutoff=0.4)
+            known = ", ".join(repr(label) for label in list(signal.labels.values())[:8])
+            self._fail(
+                right,
+                f"{name} has no label {right.value!r}",
+                f"did you mean {close[0]!r}?" if close else f"it has {known}" if known else "compare it with a number",
+            )
+        for number, raw in enumerate(raws):
+            self._step("RAW", operand)
+            self._step("CONST", number=float(raw))
+            self._step("EQ")
+            if number:
+                self._step("OR")
+        if op == "NE":
+            self._step("NOT")
+
+    def _check_range(self, node: ast.expr, left: ast.expr, op: str, right: ast.expr) -> None:
+        """A comparison that no value of the signal's bits can make true is a mistake."""
+        limit = _constant(right)
+        if limit is None or self._signal_name(left) is None:
+            return
+        name, _, signal = self._names.signals[self._place_of(left)]
+        low, high = physical_range(signal)
+        if (
+            (op == "GT" and limit >= high)
+            or (op == "GE" and limit > high)
+            or (op == "LT" and limit <= low)
+            or (op == "LE" and limit < low)
+            or (op == "EQ" and not low <= limit <= high)
+        ):
+            unit = f" {signal.unit}" if signal.unit else ""
+            self._fail(node, f"is never true: {name} can be {low:g} to {high:g}{unit}", "compare with another number")
+
+    # -- numbers
+
+    def number(self, node: ast.expr) -> None:
+        value = _constant(node)
+        if value is not None:
+            self._step("CONST", number=value)
+        elif self._signal_name(node) is not None:
+            self._step("VALUE", self._operand(node))
+        elif self._kind(node) == LOGIC or _is_text(node):
+            self._fail(
+                node,
+                f"{ast.unparse(node)} is {LOGIC if not _is_text(node) else 'a text'}, not {NUMBER}",
+                "use a signal",
+            )
+        elif isinstance(node, ast.UnaryOp):
+            self.number(node.operand)
+            if isinstance(node.op, ast.USub):
+                self._step("NEG")
+        elif isinstance(node, ast.BinOp):
+            if type(node.op) not in ARITHMETIC:
+                self._fail(node, "is no arithmetic that there is", "use + - * /")
+            self.number(node.left)
+            self.number(node.right)
+            self._step(ARITHMETIC[type(node.op)])
+        elif isinstance(node, ast.Call):
+            self._call(node)
+        else:
+            self._fail(node, f"{ast.unparse(node)[:40]} cannot be used here", "use signals, numbers and functions")
+
+    # -- functions
+
+    def _call(self, node: ast.Call) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+        if name not in USAGE:
+            close = difflib.get_close_matches(name, USAGE, n=1)
+            there = f"did you mean {close[0]}?" if close else f"there are {', '.join(USAGE)}"
+            self._fail(node, f"there is no function {name}", there)
+        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
+            self._fail(node, f"{name} takes plain arguments", f"as in {USAGE[name]}")
+        if name in ("min", "max"):
+            self._arguments(node, name, 2, 64)
+            for number, argument in enumerate(node.args):
+                self.number(argument)
+                if number:
+                    self._step(name.upper())
+        elif name in WINDOWS or name == "stale":
+            self._arguments(node, name, 2, 2)
+            if self._signal_name(node.args[0]) is None:
+                self._fail(node.args[0], f"{name} is of a signal", f"as in {USAGE[name]}")
+            span_us = self._seconds(node.args[1])
+            self._step(WINDOWS.get(name, "STALE"), self._operand(node.args[0]), span_us)
+        elif name == "for_s":
+            self._arguments(node, name, 2, 2)
+            self.logic(node.args[0])
+            self._step("FOR", span_us=self._seconds(node.args[1]))
+        else:
+            self._arguments(node, name, 1, 1)
+            self._one(name)(node.args[0])
+            self._step(name.upper())
+
+    def _one(self, name: str) -> Callable[[ast.expr], None]:
+        """How the one argument of this function is read: changed takes either."""
+        if name == "abs":
+            return self.number
+        if name == "changed":
+            return lambda node: self.logic(node) if self._kind(node) == LOGIC else self.number(node)
+        return self.logic
+
+    def _arguments(self, node: ast.Call, name: str, least: int, most: int) -> None:
+        if not least <= len(node.args) <= most:
+            self._fail(node, f"{name} does not take {len(node.args)} arguments", f"as in {USAGE[name]}")
+
+    def _seconds(self, node: ast.expr) -> int:
+        value = _constant(node)
+        if value is None or not 0.001 <= value <= MOST_SECONDS:
+            self._fail(node, f"{ast.unparse(node)} is no number of seconds", f"0.001 to {MOST_SECONDS:g}")
+        return round(value * 1e6)
+
+    # -- signals
+
+    def _signal_name(self, node: ast.expr) -> str | None:
+        """BRAKE.PRESSURE, can0.BRAKE.PRESSURE, signal("Odd-Name.Signal"); None where it is none of these."""
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id == "signal" and len(node.args) == 1:
+                argument = node.args[0]
+                is_text = isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+                return str(argument.value) if is_text else None  # type: ignore[attr-defined]
+            return None
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name):
+            return None
+        return ".".join([node.id, *reversed(parts)])
+
+    def _place_of(self, node: ast.expr) -> int:
+        name = self._signal_name(node)
+        assert name is not None
+        places = self._names.find(name)
+        if not places:
+            self._fail(node, f"{name} is no signal of the manifest", self._names.closest(name))
+        if len(places) > 1:
+            buses = sorted({self._names.signals[place][1].bus for place in places})
+            self._fail(node, f"{name} is on {' and '.join(buses)}", f"say {buses[0]}.{name}")
+        return places[0]
+
+    def _operand(self, node: ast.expr) -> int:
+        place = self._place_of(node)
+        if place not in self.operands:
+            self.operands.append(place)
+        return self.operands.index(place)
+
+    # --
+
+    def _kind(self, node: ast.expr) -> str:
+        if isinstance(node, (ast.BoolOp, ast.Compare)):
+            return LOGIC
+        if isinstance(node, ast.UnaryOp):
+            return LOGIC if isinstance(node.op, ast.Not) else NUMBER
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            is_number = node.func.id in ("abs", "min", "max", "signal", *WINDOWS)
+            return NUMBER if is_number else LOGIC
+        if isinstance(node, ast.Call):
+            return LOGIC
+        return NUMBER
+
+    def _step(self, op: str, operand: int = 0, span_us: int = 0, number: float = 0.0) -> None:
+        self.steps.append((op, operand, span_us, number))
+
+    def _fail(self, node: ast.expr, problem: str, way_out: str) -> NoReturn:
+        raise InputError(f"{self._place}: column {node.col_offset + 1}", problem, way_out)
+
+
+def physical_range(signal: Signal) -> tuple[float, float]:
+    """What the signal's bits can say; without limit for floats."""
+    if signal.is_float:
+        return -math.inf, math.inf
+    low, high = raw_range(signal)
+    ends = sorted((low * signal.factor + signal.offset, high * signal.factor + signal.offset))
+    return float(ends[0]), float(ends[1])
+
+
+def raw_range(signal: Signal) -> tuple[int, int]:
+    if signal.signed:
+        return -(1 << (signal.length - 1)), (1 << (signal.length - 1)) - 1
+    return 0, (1 << signal.length) - 1
+
+
+def _constant(node: ast.expr) -> float | None:
+    """A number written as one, with or without a sign."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        value = _constant(node.operand)
+        return None if value is None else -value if isinstance(node.op, ast.USub) else value
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        try:
+            value = float(node.value)  # type: ignore[arg-type]
+        except OverflowError:
+            return None
+        return value if math.isfinite(value) else None
+    return None
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -1,0 +1,305 @@
+"""From a batch of frames to records: what every campaign keeps of it.
+
+    frames ──► traffic ──► conditions ──► hits ──┐
+       ├────► ring ◄──────── windows ◄───────────┘
+       └────► decode ──► reduce ──► blocks, one stream for each campaign
+
+A campaign without a condition keeps what it selects of each batch. One with a condition is the same for the frames
+of its events: from before_s before a hit to after_s behind it, in the order of arrival, to the frame. A hit while an
+event is under way makes it longer. No frame goes into a stream twice.
+
+Each stream says which frames of the source it has looked at; frames without anything to keep count for its next
+block. The state of campaigns that did not change is carried over when others do.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
+
+from cy_core.columns import Columns
+from cy_core.frames import Frames
+from cy_core.reduce import Reducer
+from cy_core.ring import Ring
+from cy_core.traffic import Traffic
+from edge import block
+from edge.campaign import Selection
+from edge.decoder import Decoder
+from edge.message import Block, Clock, Counters, Coverage
+from edge.outbox import MAX_BODY_BYTES, NewRecord
+
+DAY_US = 86_400_000_000
+MAX_DATA_BYTES = MAX_BODY_BYTES - 2048  # the rest of a Block is smaller
+DISORDER_US = 1_000_000  # how far back in time a frame may come late
+
+
+class Tally(msgspec.Struct):
+    """What became of a campaign's frames and samples, since it was started."""
+
+    events: int = 0
+    extended: int = 0  # hits in an event under way: it was made longer
+    over_limit: int = 0  # hits beyond max_events_per_day
+    out_of_time: int = 0  # hits before start or after end
+    cut: int = 0  # events of which a part was not there any more
+    samples_seen: int = 0
+    samples: int = 0
+    blocks: int = 0
+    bytes: int = 0
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Of a stream, as stored with the source's cursor: it has looked at all before first."""
+
+    first: int
+    missing: int = 0
+    until_us: int | None = None  # an event under way ends then
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Frames with what is known of them; last: nothing follows, so open periods are given out."""
+
+    frames: Frames
+    coverage: Coverage
+    clock: Clock
+    unparsed_lines: int = 0
+    overflowed: int = 0
+    last: bool = False
+
+
+class Stream:
+    """One campaign at work."""
+
+    def __init__(self, selection: Selection, decoder: Decoder, place: Place) -> None:
+        campaign = selection.campaign
+        self.selection = selection
+        self.tally = Tally()
+        self.condition = (
+            selection.program.condition(decoder.plan, round(campaign.cooldown_s * 1e6)) if selection.program else None
+        )
+        self.reducer = Reducer(decoder.plan, selection.rules) if selection.rules is not None else None
+        self.first, self.missing, self.until_us = place.first, place.missing, place.until_us
+        self.counters = Counters()
+        self.before_us, self.after_us = round(campaign.before_s * 1e6), round(campaign.after_s * 1e6)
+        self.collected = 0  # frames of the ring before this one are in the stream
+        self.day, self.day_events = 0, 0
+        self.done = False  # of a snapshot: it has been taken
+
+    @property
+    def place(self) -> Place:
+        return Place(self.first, self.missing, self.until_us)
+
+    def pieces(self, ring: Ring, batch: Batch, traffic: Traffic) -> list[tuple[int, int, bool]]:
+        """(first frame, end, whether an event ends there) of what to keep, by numbers of the ring."""
+        start = ring.end - len(batch.frames)
+        if not self.selection.is_event:
+            return self._in_time(ring, start, batch)
+        if self.condition is not None:
+            hits = self.condition.run(batch.frames, traffic)
+        else:
+            hits = [len(batch.frames) - 1] if len(batch.frames) and not self.tally.events else []
+        return self._events(ring, start, [start + hit for hit in hits], batch.clock.utc_offset_us)
+
+    def _in_time(self, ring: Ring, start: int, batch: Batch) -> list[tuple[int, int, bool]]:
+        end, offset_us = ring.end, batch.clock.utc_offset_us
+        if self.selection.start_us is not None:
+            start = ring.find(start, self.selection.start_us - offset_us)
+        if self.selection.end_us is not None:
+            end = ring.find(start, self.selection.end_us - offset_us)
+        return [(start, end, batch.last)] if start < end or batch.last else []
+
+    def _events(self, ring: Ring, start: int, hits: list[int], offset_us: int) -> list[tuple[int, int, bool]]:
+        pieces: list[tuple[int, int, bool]] = []
+        behind = start  # no frame before this one can end the event
+        for number in hits:
+            time_us = ring.time_us(number)
+            if self.until_us is not None:
+                end = ring.find(behind, self.until_us + 1)
+                if end > number:
+                    self.until_us, behind = max(self.until_us, time_us + self.after_us), number
+                    self.tally.extended += 1
+                    continue
+                pieces.append((start, end, True))
+                self.until_us, self.collected = None, end
+            if self._may_begin(time_us + offset_us):
+                start, behind = self._begin(ring, time_us), number
+        if self.until_us is not None:
+            end = ring.find(behind, self.until_us + 1)
+            pieces.append((start, end, end < ring.end))
+            self.collected = end
+            if end < ring.end:
+                self.until_us = None
+        return pieces
+
+    def _begin(self, ring: Ring, time_us: int) -> int:
+        """The first frame of an event at this time."""
+        self.until_us = time_us + self.after_us
+        self.tally.events += 1
+        oldest_us = ring.first_time_us
+        start = ring.find(ring.first, time_us - self.before_us)
+        if ring.crowded and start == ring.first and oldest_us is not None and oldest_us > time_us - self.before_us:
+            self.tally.cut += 1
+        return max(start, self.collected)
+
+    def _may_begin(self, utc_us: int) -> bool:
+        start_us, end_us = self.selection.start_us, self.selection.end_us
+        if (start_us is not None and utc_us < start_us) or (end_us is not None and utc_us >= end_us):
+            self.tally.out_of_time += 1
+            return False
+        if utc_us // DAY_US != self.day:
+            self.day, self.day_events = utc_us // DAY_US, 0
+        limit = self.selection.campaign.max_events_per_day
+        if limit is not None and self.day_events >= limit:
+            self.tally.over_limit += 1
+            return False
+        self.day_events += 1
+        return True
+
+
+class Line:
+    """Runs the campaigns. on_columns(stream name, before, after) sees what a reduction did, for a backtest."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        ring_bytes: int = 16 << 20,
+        on_columns: Callable[[str, Columns, Columns], None] | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.traffic = Traffic(decoder.plan)
+        self.ring = Ring(ring_bytes)
+        self.streams: dict[str, Stream] = {}
+        self.ring_s = 0.0
+        self.samples = 0  # that the last batch gave
+        self._manifest = bytes.fromhex(decoder.manifest.hash)
+        self._decoded = False
+        self._whole, self._part, self._reduced = (Columns(decoder.plan) for _ in range(3))
+        self._on_columns = on_columns
+
+    def select(self, selections: Iterable[Selection], position: int, places: dict[str, Place] | None = None) -> None:
+        """Run these campaigns from source position on; those that are the same go on as they were.
+
+        places: where streams stopped before a restart.
+        """
+        kept: dict[str, Stream] = {}
+        for selection in selections:
+            stream = self.streams.get(selection.stream)
+            if stream is None or stream.selection != selection:
+                place = (places or {}).get(selection.stream, Place(position))
+                until_us = place.until_us if selection.is_event else None
+                place = Place(min(place.first, position), place.missing, until_us)
+                stream = Stream(selection, self.decoder, place)
+                stream.collected = self.ring.end if until_us is not None else 0
+            kept[selection.stream] = stream
+        self.streams = kept
+
+    def changed(self, selections: Iterable[Selection]) -> set[str]:
+        """Streams that select() would end."""
+        same = {selection.stream: selection for selection in selections}
+        return {name for name, stream in self.streams.items() if same.get(name) != stream.selection}
+
+    def take(self, batch: Batch, ending: Collection[str] = ()) -> list[NewRecord]:
+        """The records of a batch; streams in ending give out what they still hold."""
+        self.samples = 0
+        self.traffic.note(batch.frames)
+        self.ring.append(batch.frames)
+        self._decoded = False
+        records: list[NewRecord] = []
+        for name, stream in self.streams.items():
+            last = batch.last or name in ending
+            own = msgspec.structs.replace(batch, last=last) if last != batch.last else batch
+            records += self._stream_records(stream, own)
+        for name in [name for name, stream in self.streams.items() if stream.selection.is_snapshot and stream.done]:
+            del self.streams[name]
+        self.ring.trim(self.traffic.clock_us - self._needed_us - DISORDER_US)
+        return records
+
+    @property
+    def _needed_us(self) -> int:
+        return max([round(self.ring_s * 1e6), *(stream.before_us for stream in self.streams.values())])
+
+    def _stream_records(self, stream: Stream, batch: Batch) -> list[NewRecord]:
+        stream.missing += batch.coverage.missing
+        if batch.coverage.first < stream.first:  # a live source that starts to count anew
+            stream.first = batch.coverage.first
+        pieces = stream.pieces(self.ring, batch, self.traffic)
+        stream.counters = _plus(
+            stream.counters,
+            Counters(unparsed_lines=batch.unparsed_lines, overflowed_frames=batch.overflowed),
+        )
+        if batch.last and stream.until_us is not None and stream.until_us > self.traffic.clock_us:
+            stream.tally.cut += 1
+        records: list[NewRecord] = []
+        for number, (start, end, ends) in enumerate(pieces):
+            covers = batch.coverage.end if number == len(pieces) - 1 else batch.coverage.end - (self.ring.end - end)
+            records += self._piece(stream, batch, start, end, covers, ends or batch.last)
+            if ends and stream.reducer is not None:
+                stream.reducer.forget()
+        stream.done |= bool(stream.tally.events) and stream.until_us is None
+        return records
+
+    def _piece(self, stream: Stream, batch: Batch, start: int, end: int, covers: int, ends: bool) -> list[NewRecord]:
+        """A block of frames start..end-1; in halves where the outbox would not take the whole."""
+        state = stream.reducer.save() if stream.reducer is not None else b""
+        source = self._decode(batch, start, end)
+        kept, count = source, 0
+        if stream.reducer is None:
+            count = source.samples(stream.selection.keep)
+        else:
+            now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
+            kept, count = self._reduced, stream.reducer.reduce(source, self._reduced, now_us, ends)
+        is_wanted = count > 0 or (batch.last and covers > stream.first)
+        data = block.encode(kept, stream.selection.keep if stream.reducer is None else None) if is_wanted else b""
+        if len(data) > MAX_DATA_BYTES and end - start > 1:
+            if stream.reducer is not None:
+                stream.reducer.restore(state)
+            middle = (start + end) // 2
+            halfway = max(stream.first, covers - (end - middle))
+            return self._piece(stream, batch, start, middle, halfway, False) + self._piece(
+                stream, batch, middle, end, covers, ends
+            )
+        stream.tally.samples_seen += source.samples(stream.selection.keep)
+        stream.counters = _plus(stream.counters, _counters(source, count))
+        if self._on_columns is not None:
+            self._on_columns(stream.selection.stream, source, kept)
+        return [self._record(stream, batch, data, covers, count)] if is_wanted else []
+
+    def _record(self, stream: Stream, batch: Batch, data: bytes, covers: int, count: int) -> NewRecord:
+        # Missing frames lie before the others, wherever between two blocks they were lost.
+        first = min(stream.first + stream.missing, covers)
+        coverage = Coverage(batch.coverage.source, first, covers, stream.missing)
+        body = Block(data, batch.clock, coverage, stream.counters).encode()
+        stream.tally.samples += count
+        self.samples += count
+        stream.tally.blocks += 1
+        stream.tally.bytes += len(body)
+        stream.first, stream.missing, stream.counters = covers, 0, Counters()
+        return NewRecord(stream.selection.priority, stream.selection.stream, self._manifest, body)
+
+    def _decode(self, batch: Batch, start: int, end: int) -> Columns:
+        """Frames start..end-1; the batch itself only once, for all streams."""
+        if (start, end) != (self.ring.end - len(batch.frames), self.ring.end):
+            return self.decoder.decode_batch(self.ring.cut(start, end), self._part)
+        if not self._decoded:
+            self.decoder.decode_batch(batch.frames, self._whole)
+            self._decoded = True
+        return self._whole
+
+    @property
+    def latency_s(self) -> float:
+        """The least that a campaign asks for."""
+        asked = [stream.selection.campaign.latency_s for stream in self.streams.values()]
+        return min((latency_s for latency_s in asked if latency_s is not None), default=math.inf)
+
+
+def _counters(columns: Columns, samples: int) -> Counters:
+    return Counters(
+        samples=samples,
+        unknown_frames=columns.unknown_frames,
+        short_frames=columns.short_frames,
+        remote_frames=columns.remote_frames,
+        error_frames=columns.error_frames,
+    )
+
+
+def _plus(a: Counters, b: Counters) -> Counters:
+    return Counters(*(x + y for x, y in zip(msgspec.structs.astuple(a), msgspec.structs.astuple(b), strict=True)))
