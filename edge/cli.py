@@ -242,3 +242,9 @@ def _make_folder(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(out.parent, f"cannot be made ({error.strerror})", "choose another place for -o") from error
+
+
+# At the end, and cheap: its commands load the simulator when they run.
+from simulator import cli as simulator_cli  # noqa: E402
+
+simulator_cli.register(main)

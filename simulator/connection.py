@@ -1,6 +1,7 @@
 """The hub's end of one client's connection: what goes out, and with which QoS."""
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -50,6 +51,14 @@ class Connection:
         """A twin answer."""
         body = b"" if document is None else json.dumps(document).encode()
         self.publish(TWIN_ANSWERS, f"$iothub/twin/res/{status}/?$rid={rid}", body)
+
+    def thumbprints(self) -> list[str]:
+        """Of the client's certificate, SHA-1 and SHA-256; none without one."""
+        tls = self._writer.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls else None
+        if not certificate:
+            return []
+        return [hashlib.new(name, certificate).hexdigest().upper() for name in ("sha1", "sha256")]
 
     def close(self) -> None:
         self.is_closing = True

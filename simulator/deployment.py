@@ -46,21 +46,28 @@ HUB = "modulesContent.$edgeHub"
 def check(path: Path, env: Mapping[str, str] | None = None) -> list[str]:
     """Findings, one line each. env as in expand. Raises InputError: it cannot be read at all."""
     manifest, problems = try_expand(path, env)
+    findings = [*map(str, problems), *check_manifest(manifest, path), *_check_dockerfiles(path.parent)]
+    return list(dict.fromkeys(findings))
+
+
+def check_manifest(manifest: dict[str, Any], path: Path) -> list[str]:
+    """Findings about a manifest that is expanded already; path: what they call it."""
     findings = _Findings(path)
-    findings += [str(problem) for problem in problems]
     content = modules_content(manifest, path)
-    _check_owners(findings, content)
+    is_layered = any(key.startswith(f"{DESIRED}.") for owner in content for key in object_of(content, owner))
+    _check_owners(findings, content, is_layered)
     modules = set()
     for place, module in all_modules(content):
         if ".systemModules." not in place:
             modules.add(place.rpartition(".")[2])
         _check_module(findings, place, module)
     _check_agent(findings, object_of(object_of(content, "$edgeAgent"), DESIRED))
-    _check_hub(findings, object_of(content, "$edgeHub"), modules)
-    _check_twins(findings, content, modules)
+    # A layered deployment also speaks of modules that are in the one below it.
+    known = None if is_layered else modules
+    _check_hub(findings, object_of(content, "$edgeHub"), known)
+    _check_twins(findings, content, known)
     _check_leftovers(findings, manifest, "")
-    _check_dockerfiles(findings, path.parent)
-    return list(dict.fromkeys(findings))
+    return findings
 
 
 class _Findings(list[str]):
@@ -78,8 +85,7 @@ class _Findings(list[str]):
         return object_of(parent, key)
 
 
-def _check_owners(findings: _Findings, content: dict[str, Any]) -> None:
-    is_layered = any(key.startswith(f"{DESIRED}.") for owner in content for key in object_of(content, owner))
+def _check_owners(findings: _Findings, content: dict[str, Any], is_layered: bool) -> None:
     for owner in content:
         for key in findings.objects(content, owner, "modulesContent"):
             if key != DESIRED and not key.startswith(f"{DESIRED}."):
@@ -152,7 +158,7 @@ def _check_settings(findings: _Findings, place: str, settings: dict[str, Any]) -
         )
 
 
-def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str]) -> None:
+def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str] | None) -> None:
     desired, place = object_of(hub, DESIRED), f"{HUB}.{DESIRED}"
     version = desired.get("schemaVersion")
     if desired:
@@ -169,7 +175,7 @@ def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str
         findings.add(f"{place}.storeAndForwardConfiguration.timeToLiveSecs", "is no time", "take whole seconds")
 
 
-def _check_route(findings: _Findings, place: str, route: Any, modules: Collection[str]) -> None:
+def _check_route(findings: _Findings, place: str, route: Any, modules: Collection[str] | None) -> None:
     if isinstance(route, dict):
         if not _is_integer(route.get("priority", 0), 0, 9):
             findings.add(f"{place}.priority", f"{route['priority']!r} is no priority", "take 0 to 9")
@@ -183,9 +189,9 @@ def _check_route(findings: _Findings, place: str, route: Any, modules: Collectio
         findings.add(place, problem, way_out)
 
 
-def _check_twins(findings: _Findings, content: dict[str, Any], modules: Collection[str]) -> None:
+def _check_twins(findings: _Findings, content: dict[str, Any], modules: Collection[str] | None) -> None:
     for owner in content:
-        if not owner.startswith("$") and owner not in modules:
+        if modules is not None and not owner.startswith("$") and owner not in modules:
             findings.add(f"modulesContent.{owner}", "the deployment has no such module", "deploy it, or delete this")
         for key, section in object_of(content, owner).items():
             try:
@@ -208,7 +214,8 @@ def _check_leftovers(findings: _Findings, value: Any, place: str) -> None:
         findings.add(place, "a placeholder without its }", "close it")
 
 
-def _check_dockerfiles(findings: _Findings, root: Path) -> None:
+def _check_dockerfiles(root: Path) -> list[str]:
+    findings = []
     for file in sorted(root.glob("modules/*/module.json")):
         try:
             image = object_of(read_json(file), "image")
@@ -222,6 +229,7 @@ def _check_dockerfiles(findings: _Findings, root: Path) -> None:
         for platform, dockerfile in object_of(tag, "platforms").items():
             if not isinstance(dockerfile, str) or not (file.parent / dockerfile).is_file():
                 findings.append(f"{file}: image.tag.platforms.{platform}: there is no {dockerfile}; add or correct it")
+    return findings
 
 
 def _check_choice(findings: _Findings, place: str, value: object, allowed: Collection[str]) -> None:

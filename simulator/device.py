@@ -9,6 +9,7 @@ the container are rewritten to them. Several devices run side by side: each take
 """
 
 import asyncio
+import base64
 import ctypes
 import functools
 import hashlib
@@ -20,26 +21,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from edge.errors import InputError
-from simulator import certificates
+from simulator import certificates, http
 from simulator.binds import Binds
 from simulator.deployment import create_options, module_of_image, modules_content
 from simulator.hub import PORT, Hub
 from simulator.modulelog import ModuleLog
+from simulator.registry import Registry
+from simulator.service import POLICY, Service
 from simulator.tasks import Tasks
 from simulator.template import object_of
-from simulator.twin import Rejected
+from simulator.twin import Rejected, check
 from simulator.workload import Workload
 
 log = logging.getLogger(__name__)
 
 HUB_NAME = "simulator.azure-devices.net"
 API_VERSION = "2022-08-03"
+HTTPS_PORT = 443
+MOST_REQUESTS = 100  # over HTTPS, at a time
 BACKOFF_SECONDS, BACKOFF_MOST_SECONDS = 10.0, 300.0
 MOST_RESTARTS = 20
 HEALTHY_SECONDS = 600.0
@@ -67,6 +72,9 @@ class Module:
         self.state = "stopped"
         self.restarts = 0
         self.exit_code: int | None = None
+        self.definition = manifest
+        self.stopping = asyncio.Event()
+        self.supervision: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -101,17 +109,20 @@ class EdgeDevice:
         self.device_id = device_id
         self.address = address or free_address()
         state.mkdir(parents=True, exist_ok=True)
-        definitions = object_of(object_of(object_of(self._content, "$edgeAgent"), "properties.desired"), "modules")
-        secret = self._secret()
-        self._keys = {
-            name: hashlib.sha256(secret + name.encode()).digest() for name in [*definitions, "$edgeHub", "$edgeAgent"]
-        }
+        self._secret_bytes = self._secret()
+        self._keys = {name: self._key(name) for name in ["", "$edgeHub", "$edgeAgent", *self._definitions()]}
         self._binds = Binds(self._state / "host")
         self.hub = Hub(HUB_NAME, device_id, self.address, self._state, self._keys)
-        self.modules = {name: self._module(name, definition) for name, definition in definitions.items()}
-        self._workloads: list[Workload] = []
+        self.modules = {name: self._module(name, definition) for name, definition in self._definitions().items()}
+        self.registry = Registry(self.hub, self._state / "registry.json")
+        self.service = Service(self, self.registry, self._key(POLICY))
+        self._https = http.Server(
+            self.service.answer_outside, name="https request", most_body_bytes=1 << 20, most_requests=MOST_REQUESTS
+        )
+        self._workloads: dict[str, Workload] = {}
         self._tasks = Tasks()
-        self._stopping = asyncio.Event()
+        self._are_wanted = False
+        self._deploying = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         try:
@@ -125,31 +136,92 @@ class EdgeDevice:
         await self.stop()
 
     async def _start(self) -> None:
-        ca, certificate, key = certificates.make(self._state / "certificates", self.address, ["localhost"])
+        self._ca, certificate, key = certificates.make(self._state / "certificates", self.address, ["localhost"])
+        for client in sorted((self._state / "certificates" / "clients").glob("*.pem")):
+            self.hub.trust(client)
         for name in self.modules:
-            workload = Workload(name, self._keys[name], ca.read_text(), self.modules)
-            await workload.start(self._socket(name))
-            self._workloads.append(workload)
-            try:
-                self.hub.set_desired(name, object_of(object_of(self._content, name), "properties.desired"))
-            except Rejected as error:
-                raise InputError(f"manifest: {name}.properties.desired", str(error), "see bordnetz check") from error
+            await self._open_workload(name)
+        self._set_twins()
         try:
             await self.hub.start(certificate, key)
         except OSError as error:
             place = f"simulator: {self.address}:{PORT}"
             raise InputError(place, f"cannot be listened on ({error.strerror})", "take another address") from error
+        try:
+            await self._https.start_tls(self.address, HTTPS_PORT, self.hub.tls)
+        except OSError as error:
+            # An ordinary user may not: all but the service API and methods between modules works all the same.
+            log.warning("no HTTPS on %s:%d (%s)", self.address, HTTPS_PORT, error.strerror)
+
+    @property
+    def connection_string(self) -> str:
+        """For the service SDK, which has to trust certificates/ca.pem of the state folder."""
+        key = base64.b64encode(self._key(POLICY)).decode()
+        return f"HostName={self.address};SharedAccessKeyName={POLICY};SharedAccessKey={key}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self._ca
 
     def start_modules(self) -> None:
         """Start what the manifest wants running, in startupOrder. Raises InputError: an image is not built here."""
-        for module in self.modules.values():
-            if module.folder is None:
-                raise InputError(
-                    f"module {module.name}", f"no modules/*/module.json below {self._root} names its image", "build it"
-                )
-        for module in sorted(self.modules.values(), key=lambda module: module.startup_order):
+        _check_images(self.modules.values(), self._root)
+        self._are_wanted = True
+        self._launch(self.modules.values())
+
+    async def deploy(self, manifest: dict[str, Any]) -> None:
+        """Become what another manifest says: changed modules are stopped and made anew, others go on.
+
+        A manifest that cannot be run changes nothing. Raises InputError.
+        """
+        async with self._deploying:
+            before, self._content = self._content, modules_content(manifest, Path("manifest"))
+            try:
+                modules = {name: self._module(name, definition) for name, definition in self._definitions().items()}
+                _check_images(modules.values() if self._are_wanted else (), self._root)
+                self._check_twins()
+            except InputError:
+                self._content = before
+                raise
+            old = self.modules
+            stays = {name for name in modules if name in old and old[name].definition == modules[name].definition}
+            await asyncio.gather(*(_stop(module) for name, module in old.items() if name not in stays))
+            for name in old.keys() - modules.keys():
+                await self._workloads.pop(name).stop()
+                self._socket(name).unlink(missing_ok=True)
+                self.hub.remove_identity(name)
+            self.modules = {name: old[name] if name in stays else module for name, module in modules.items()}
+            for name in modules.keys() - old.keys():
+                self.hub.add_identity(name, self._key(name))
+                await self._open_workload(name)
+            self._set_twins()
+            if self._are_wanted:
+                self._launch(module for name, module in self.modules.items() if name not in stays)
+
+    def _launch(self, modules: Iterable[Module]) -> None:
+        for module in sorted(modules, key=lambda module: module.startup_order):
             if module.wanted:
-                self._tasks.start(self._supervise(module), f"module {module.name}")
+                module.supervision = self._tasks.start(self._supervise(module), f"module {module.name}")
+
+    async def _open_workload(self, name: str) -> None:
+        workload = Workload(name, self._key(name), self._ca.read_text(), self.modules)
+        await workload.start(self._socket(name))
+        self._workloads[name] = workload
+
+    def _definitions(self) -> dict[str, Any]:
+        return object_of(object_of(object_of(self._content, "$edgeAgent"), "properties.desired"), "modules")
+
+    def _check_twins(self) -> None:
+        for name in self._content:
+            try:
+                check(object_of(object_of(self._content, name), "properties.desired"))
+            except Rejected as error:
+                raise InputError(f"manifest: {name}.properties.desired", str(error), "see bordnetz check") from error
+
+    def _set_twins(self) -> None:
+        self._check_twins()
+        for name in ["$edgeAgent", "$edgeHub", *self.modules]:
+            self.hub.set_desired(name, object_of(object_of(self._content, name), "properties.desired"))
 
     async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int | None:
         """Send a signal to a module's process, wait for its end and return its exit status; edgeAgent restarts it.
@@ -164,12 +236,13 @@ class EdgeDevice:
 
     async def stop(self) -> None:
         """Stop modules (SIGTERM, after a while SIGKILL), hub and workload sockets."""
-        self._stopping.set()
+        for module in self.modules.values():
+            module.stopping.set()
         await self._tasks.join()
         await self.hub.stop()
-        for workload in self._workloads:
+        await self._https.stop()
+        for name, workload in self._workloads.items():
             await workload.stop()
-        for name in self.modules:
             self._socket(name).unlink(missing_ok=True)
         with suppress(OSError):
             self._sockets().rmdir()
@@ -207,10 +280,10 @@ class EdgeDevice:
 
     async def _supervise(self, module: Module) -> None:
         """Run a module's process, and restart it as edgeAgent does."""
-        while not self._stopping.is_set():
+        while not module.stopping.is_set():
             started = time.monotonic()
             await self._run(module)
-            if self._stopping.is_set() or module.restart_policy != "always":
+            if module.stopping.is_set() or module.restart_policy != "always":
                 break
             if time.monotonic() - started > HEALTHY_SECONDS * self._scale:
                 module.restarts = 0
@@ -222,7 +295,7 @@ class EdgeDevice:
             module.restarts += 1
             self._set_state(module, "backoff")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                await asyncio.wait_for(module.stopping.wait(), delay)
         self._set_state(module, "stopped")
 
     def _set_state(self, module: Module, state: str) -> None:
@@ -254,7 +327,7 @@ class EdgeDevice:
             os.close(writing)
         self._set_state(module, "running")
         output = asyncio.create_task(module.log.follow(reading), name=f"log of {module.name}")
-        ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(self._stopping.wait())
+        ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(module.stopping.wait())
         try:
             await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -285,6 +358,9 @@ class EdgeDevice:
     def _socket(self, name: str) -> Path:
         return self._sockets() / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}.sock"
 
+    def _key(self, name: str) -> bytes:
+        return hashlib.sha256(self._secret_bytes + name.encode()).digest()
+
     def _secret(self) -> bytes:
         """What the module keys are made from: random, once for each state folder."""
         path = self._state / "identity.json"
@@ -294,6 +370,19 @@ class EdgeDevice:
             draft.write_text(json.dumps({"secret": os.urandom(32).hex()}))
             draft.replace(path)
         return bytes.fromhex(json.loads(path.read_text())["secret"])
+
+
+def _check_images(modules: Iterable[Module], root: Path) -> None:
+    for module in modules:
+        if module.folder is None:
+            place = f"module {module.name}"
+            raise InputError(place, f"no modules/*/module.json below {root} names its image", "build it")
+
+
+async def _stop(module: Module) -> None:
+    module.stopping.set()
+    if module.supervision is not None:
+        await asyncio.wait([module.supervision])
 
 
 def backoff_seconds(restarts: int) -> float:

@@ -15,6 +15,7 @@ import logging
 import ssl
 import uuid
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from urllib.parse import parse_qs
 from edge.errors import InputError
 from simulator import mqtt
 from simulator.connection import TWIN_ANSWERS, Connection, request_id
-from simulator.sas import BadToken, check_token, has_expired
+from simulator.sas import LATEST, BadToken, check_token, has_expired
 from simulator.tasks import Tasks
 from simulator.telemetry import Bag, MessageStore, bag_bytes, parse_bag
 from simulator.twin import Rejected, Twin, parse
@@ -52,7 +53,10 @@ class NoAnswer(Exception):
 
 
 class Hub:
-    """keys: each module's identity key, which the workload API signs with.
+    """keys: each module's identity key, which the workload API signs with; "" is the device itself.
+
+    An identity is a module's name, "" for the device, and `device/module` or `device/` of any other device that the
+    registry knows. on_message gets (identity, property bag, body) of each message that is stored for the cloud.
 
     counters: connects, refused (CONNACK other than 0), kicked (by the same identity), expired (tokens), malformed;
     messages, body_bytes, wire_bytes (MQTT packets, before TLS), units (of 4 KB, as billed), duplicates (DUP set),
@@ -64,20 +68,26 @@ class Hub:
         self.device = device
         self.address = address
         self.counters: Counter[str] = Counter()
+        self.on_message: Callable[[str, Bag, bytes], None] | None = None
         self.store = MessageStore(folder / "messages", name)
         self._keys = keys
+        self._secondary_keys: dict[str, bytes] = {}
+        self._thumbprints: dict[str, Collection[str]] = {}
         self._path = folder / "hub.json"
         self._connections: dict[str, Connection] = {}
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._server: asyncio.Server | None = None
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._tasks = Tasks()
         self._change = asyncio.Event()
         state = _read_state(self._path)
-        self._twins = {module: Twin(state.get("twins", {}).get(module)) for module in keys}
+        self._stored = state
+        self._twins: dict[str, Twin] = {}
         self._deployed: dict[str, Any] = state.get("deployed", {})
-        self.subscriptions: dict[str, dict[str, int]] = {
-            module: dict(state.get("subscriptions", {}).get(module, {})) for module in keys
-        }
+        self.subscriptions: dict[str, dict[str, int]] = {}
+        for identity in keys:
+            self._remember(identity)
 
     @property
     def messages_dir(self) -> Path:
@@ -85,10 +95,8 @@ class Hub:
 
     async def start(self, certificate: Path, key: Path) -> None:
         """Raises OSError where the address cannot be bound."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(certificate, key)
-        self._server = await asyncio.start_server(self._connected, self.address, PORT, ssl=context)
+        self.tls.load_cert_chain(certificate, key)
+        self._server = await asyncio.start_server(self._connected, self.address, PORT, ssl=self.tls)
         self._tasks.start(self._check_tokens(), "hub: token check")
 
     async def stop(self) -> None:
@@ -99,6 +107,58 @@ class Hub:
         await self._tasks.end()
 
     # What the cloud side does
+
+    @property
+    def admitted(self) -> Mapping[str, bytes]:
+        """The identities that are let in, with their keys."""
+        return self._keys
+
+    def add_identity(
+        self, identity: str, key: bytes, secondary: bytes = b"", thumbprints: Collection[str] = ()
+    ) -> None:
+        """Let in who has one of these keys, or the certificate of such a thumbprint (SHA-1 or SHA-256, upper case).
+
+        Twin and subscriptions are those of its last time in this state folder.
+        """
+        self._keys[identity] = key
+        self._secondary_keys[identity] = secondary or key
+        self._thumbprints[identity] = thumbprints
+        if identity not in self._twins:
+            self._remember(identity)
+
+    def trust(self, certificate: Path) -> None:
+        """Let TLS pass a client's certificate, or all that this CA has made. Whom it lets in, thumbprints say."""
+        self.tls.load_verify_locations(certificate)
+        self.tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        self.tls.verify_mode = ssl.CERT_OPTIONAL
+
+    def bar(self, identity: str) -> None:
+        """Let it in no longer; its twin stays."""
+        self._keys.pop(identity, None)
+        self.disconnect(identity)
+
+    def remove_identity(self, identity: str) -> None:
+        """With its twin; its connection is cut."""
+        self.bar(identity)
+        for known in (self._twins, self._deployed, self.subscriptions, *self._stored.values()):
+            known.pop(identity, None)
+        self._keep()
+
+    def disconnect(self, identity: str) -> None:
+        connection = self._connections.get(identity)
+        if connection is not None:
+            connection.close()
+
+    def is_connected(self, identity: str) -> bool:
+        return identity in self._connections
+
+    def identity_of(self, device: str, module: str) -> str:
+        return module if device == self.device else f"{device}/{module}"
+
+    def names_of(self, identity: str) -> tuple[str, str]:
+        """Device and module; a module of "" is the device itself."""
+        device, slash, module = identity.partition("/")
+        return (device, module) if slash else (self.device, identity)
 
     def twin(self, module: str) -> Twin:
         """To look at; what changes here alone is not sent to the module: use patch_desired."""
@@ -111,15 +171,15 @@ class Hub:
         """
         if self._deployed.get(module) == desired:
             return
-        fresh = Twin()
-        fresh.patch_desired(desired)
-        twin = self._twins[module]
-        if twin.desired != fresh.desired:
-            twin.desired = fresh.desired
-            twin.desired_version += 1
-            self._notify_desired(module, desired)
+        self.replace_desired(module, desired)
         self._deployed[module] = desired
         self._keep()
+
+    def replace_desired(self, module: str, desired: dict[str, Any]) -> None:
+        """Raises Rejected."""
+        if self._twins[module].replace_desired(desired):
+            self._keep()
+            self._notify_desired(module, desired)
 
     def patch_desired(self, module: str, patch: dict[str, Any]) -> None:
         """Raises Rejected."""
@@ -127,11 +187,25 @@ class Hub:
         self._keep()
         self._notify_desired(module, patch)
 
-    async def call(self, module: str, method: str, payload: Any = None, timeout_s: float = 30.0) -> tuple[int, Any]:
-        """A direct method: status and payload of its answer. Raises NoAnswer; ValueError: name or payload too long."""
+    def set_tags(self, module: str, tags: dict[str, Any], *, merge: bool) -> None:
+        """Tags of a twin: for the cloud side alone. Raises Rejected."""
+        self._twins[module].set_tags(tags, merge=merge)
+        self._keep()
+
+    async def call(
+        self, module: str, method: str, payload: Any = None, timeout_s: float = 30.0, connect_s: float = 0.0
+    ) -> tuple[int, Any]:
+        """A direct method: status and payload of its answer. Raises NoAnswer; ValueError: name or payload too long.
+
+        connect_s: how long to wait for a module that is not there, or takes no methods yet.
+        """
         body = json.dumps(payload).encode()
         if len(method) > METHOD_NAME_CHARACTERS or len(body) > METHOD_BYTES:
             raise ValueError(f"a method of {len(method)} characters with {len(body)} bytes is over the limits")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(connect_s):
+                while connect_s and not (self.is_connected(module) and METHOD_CALLS in self.subscriptions[module]):
+                    await self.changed(connect_s)
         connection = self._connections.get(module)
         rid = uuid.uuid4().hex
         answer = self._calls[rid] = asyncio.get_running_loop().create_future()
@@ -188,8 +262,9 @@ class Hub:
     async def _accept(self, connection: Connection, packet: mqtt.Packet) -> int:
         """Answer a CONNECT; return the seconds that the client may be silent, 0 where it was refused."""
         connect = mqtt.connect_of(packet)
-        module = connect.client_id.partition("/")[2]
-        code, reason, expiry = self._judge(connect, module)
+        device, _, name = connect.client_id.partition("/")
+        module = self.identity_of(device, name)
+        code, reason, expiry = self._judge(connect, module, connection.thumbprints())
         if code != mqtt.ACCEPTED:
             self.counters["refused"] += 1
             log.warning("CONNECT of %r refused with %d: %s", connect.client_id, code, reason)
@@ -210,24 +285,37 @@ class Hub:
         self.tell()
         return min(connect.keepalive_s or KEEPALIVE_MOST_SECONDS, KEEPALIVE_MOST_SECONDS)
 
-    def _judge(self, connect: mqtt.Connect, module: str) -> tuple[int, str, int]:
+    def _judge(self, connect: mqtt.Connect, module: str, thumbprints: Collection[str]) -> tuple[int, str, int]:
         """CONNACK code, its reason, and when the token expires."""
         if connect.level != 4:
             return mqtt.BAD_PROTOCOL, f"protocol level {connect.level}", 0
         identity, _, query = connect.username.partition("?")
         parts = identity.strip("/").split("/")
-        if len(parts) != 3 or "api-version" not in parse_qs(query):
+        if len(parts) not in (2, 3) or "api-version" not in parse_qs(query):
             return mqtt.NOT_AUTHORISED, "the user name is not hub/device/module/?api-version=…", 0
-        if parts[1:] != [self.device, module] or connect.client_id != f"{self.device}/{module}":
-            return mqtt.NOT_AUTHORISED, "client id and user name do not name one module of this device", 0
+        if "/".join(parts[1:]) != connect.client_id:
+            return mqtt.NOT_AUTHORISED, "client id and user name do not name one module or device", 0
         if module not in self._keys:
-            return mqtt.NOT_AUTHORISED, "there is no such module", 0
-        path = f"devices/{self.device}/modules/{module}"
+            return mqtt.NOT_AUTHORISED, "there is no such module or device", 0
+        if thumbprints and not connect.password:
+            if set(thumbprints) & set(self._thumbprints.get(module, ())):
+                return mqtt.ACCEPTED, "", LATEST
+            return mqtt.NOT_AUTHORISED, "the certificate has no thumbprint that is registered for it", 0
         try:
-            expiry = check_token(connect.password, (self.name, self.address), path, self._keys[module])
+            return mqtt.ACCEPTED, "", self.check_token(connect.password, module)
         except BadToken as error:
             return mqtt.NOT_AUTHORISED, str(error), 0
-        return mqtt.ACCEPTED, "", expiry
+
+    def check_token(self, token: str, identity: str) -> int:
+        """When the token of an identity expires. Raises BadToken."""
+        hosts, path, key = (self.name, self.address), self._path_of(identity), self._keys[identity]
+        try:
+            return check_token(token, hosts, path, key)
+        except BadToken:
+            second = self._secondary_keys.get(identity, key)
+            if second == key:
+                raise
+            return check_token(token, hosts, path, second)
 
     async def _handle(self, connection: Connection, module: str, packet: mqtt.Packet) -> None:
         match packet.kind:
@@ -254,14 +342,19 @@ class Hub:
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
 
+    def _path_of(self, identity: str) -> str:
+        device, module = self.names_of(identity)
+        return f"devices/{device}/modules/{module}" if module else f"devices/{device}"
+
     def _subscribe(self, module: str, filters: list[tuple[str, int]]) -> list[int]:
-        known = (TWIN_ANSWERS, TWIN_PATCHES, METHOD_CALLS, f"devices/{self.device}/modules/{module}/inputs/#")
+        root = self._path_of(module)
+        known = (TWIN_ANSWERS, TWIN_PATCHES, METHOD_CALLS, f"{root}/inputs/#", f"{root}/messages/devicebound/#")
         self.subscriptions[module] |= {name: qos for name, qos in filters if name in known}
         self._keep()
         return [qos if name in known else mqtt.NOT_GRANTED for name, qos in filters]
 
     def _take(self, connection: Connection, module: str, message: mqtt.Publish, wire_bytes: int) -> None:
-        events = f"devices/{self.device}/modules/{module}/messages/events/"
+        events = f"{self._path_of(module)}/messages/events/"
         topic = message.topic
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
@@ -284,7 +377,7 @@ class Hub:
             log.warning("%s: a message of %d bytes is over the limit and was dropped", module, size)
             return
         try:
-            self.store.store(self.device, module, bag, message.payload)
+            self.store.store(*self.names_of(module), bag, message.payload)
         except OSError as error:
             log.error("%s: a message could not be stored: %s", module, error)
             raise
@@ -292,6 +385,8 @@ class Hub:
         self.counters["wire_bytes"] += wire_bytes
         self.counters["body_bytes"] += len(message.payload)
         self.counters["units"] += max(1, -(-size // METERED_BYTES))
+        if self.on_message:
+            self.on_message(module, bag, message.payload)
 
     def _take_reported(self, connection: Connection, module: str, rid: str, payload: bytes) -> None:
         try:
@@ -325,6 +420,10 @@ class Hub:
                 if has_expired(connection.token_expiry):
                     self.counters["expired"] += 1
                     connection.close()
+
+    def _remember(self, identity: str) -> None:
+        self._twins[identity] = Twin(self._stored.get("twins", {}).get(identity))
+        self.subscriptions[identity] = dict(self._stored.get("subscriptions", {}).get(identity, {}))
 
     def _keep(self) -> None:
         state = {

@@ -1,13 +1,16 @@
-"""Routes of edgeHub: what is wrong with one.
+"""Routes of edgeHub: what is wrong with one, and what it takes.
 
-    FROM /messages/modules/collector/outputs/* WHERE level > 3 AND $body.kind = 'x' INTO $upstream
+    FROM /messages/modules/collector/outputs/* WHERE as_number(level) > 3 AND $body.kind = 'x' INTO $upstream
          source                                      condition                         sink
 
 Rules: IoT Hub's query language for routes, as much of it as edgeHub documents.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from simulator.condition import Condition, Lookup
 
 ROUTE = re.compile(
     r"\s*(?:SELECT\s+\*\s+)?FROM\s+(?P<source>\S+)(?:\s+WHERE\s+(?P<condition>.+?))?\s+INTO\s+(?P<sink>\S.*?)\s*",
@@ -17,29 +20,49 @@ OUTPUT = r"(/\*|/outputs(/\*|/[\w.-]+(/\*)?)?)?"
 SOURCE = re.compile(
     rf"/(\*|twinChangeNotifications(/\*)?|messages(/\*|/modules(/\*|/(?P<module>[\w-]+){OUTPUT})?)?)", re.IGNORECASE
 )
-ENDPOINT = re.compile(r'BrokeredEndpoint\(\s*"/modules/(?P<module>[\w-]+)/inputs/[\w.-]+"\s*\)', re.IGNORECASE)
+ENDPOINT = re.compile(
+    r'BrokeredEndpoint\(\s*"/modules/(?P<module>[\w-]+)/inputs/(?P<input>[\w.-]+)"\s*\)', re.IGNORECASE
+)
 
-TOKEN = re.compile(
-    r"""\s*(?:
-    (?P<value>\d+(?:\.\d+)?(?:e[+-]?\d+)?|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
-  | (?P<body>\$body(?:\.\w+|\[\d+\])+)
-  | (?P<name>\$?[a-z_][\w.]*|\{\$[a-z_][\w.-]*\})
-  | (?P<operator><>|!=|<=|>=|\|\||\?\?|[=<>+\-*/%(),])
-    )""",
-    re.IGNORECASE | re.VERBOSE,
-)
-END = "the end"
-BINARY = {"=", "!=", "<>", "<", "<=", ">", ">=", "+", "-", "*", "/", "%", "||", "??", "and", "or"}
-FUNCTIONS = (
-    "abs exp power square ceiling floor sign sqrt as_number is_bool is_defined is_null is_number is_string"
-    " concat length lower upper substring index_of starts_with ends_with contains twin_change_includes"
-)
-DEEPEST = 50
 LONGEST = 4096  # characters: a twin takes no longer value
+UPSTREAM = "$upstream"
+DEFAULT_PRIORITY = 2_000_000_000  # behind any that can be written
 
 
-def problems(route: str, modules: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each problem of a route with its way out. modules: those of the deployment."""
+class Route:
+    """One valid route. endpoint: UPSTREAM or `module/input`. ttl_s: of its own, 0 for that of the store.
+
+    Raises ValueError.
+    """
+
+    def __init__(self, name: str, definition: str | Mapping[str, Any]) -> None:
+        options: Mapping[str, Any] = {"route": definition} if isinstance(definition, str) else definition
+        match = ROUTE.fullmatch(str(options.get("route", "")))
+        endpoint = ENDPOINT.fullmatch(match["sink"]) if match else None
+        if not match or not SOURCE.fullmatch(match["source"]):
+            raise ValueError(f"route {name} is none")
+        self.name = name
+        self.endpoint = f"{endpoint['module']}/{endpoint['input']}" if endpoint else UPSTREAM
+        self.priority: int = options.get("priority", DEFAULT_PRIORITY)
+        self.ttl_s: int = options.get("timeToLiveSecs", 0)
+        source = match["source"].lower().removesuffix("*").rstrip("/")
+        self._source = source.split("/")[1:]
+        self._condition = Condition(match["condition"]) if match["condition"] else None
+
+    def takes(self, source: str, lookup: Lookup) -> bool:
+        """source: where a message comes from, for example `/messages/modules/collector/outputs/alarms`."""
+        if source.lower().split("/")[1:][: len(self._source)] != self._source:
+            return False
+        return self._condition is None or self._condition.holds(lookup)
+
+
+def source_of(module: str, output: str | None) -> str:
+    root = f"/messages/modules/{module}" if module else "/messages"
+    return f"{root}/outputs/{output}" if output else root
+
+
+def problems(route: str, modules: Collection[str] | None) -> Iterator[tuple[str, str]]:
+    """Each problem of a route with its way out. modules: those of the deployment, None where they are not known."""
     match = ROUTE.fullmatch(route) if len(route) <= LONGEST else None
     if not match:
         yield "is no route", "FROM <source> [WHERE <condition>] INTO <sink>"
@@ -51,76 +74,10 @@ def problems(route: str, modules: Collection[str]) -> Iterator[tuple[str, str]]:
         yield f"{match['sink']} is no sink", '$upstream or BrokeredEndpoint("/modules/NAME/inputs/INPUT")'
     for part in (source, endpoint):
         module = part["module"] if part else None
-        if module and module not in modules:
+        if module and modules is not None and module not in modules:
             yield f"there is no module {module}", f"there are {', '.join(sorted(modules)) or 'none'}"
     if match["condition"]:
         try:
-            _Condition(match["condition"]).parse()
+            Condition(match["condition"])
         except ValueError as error:
             yield f"condition: {error}", "see IoT Hub's query language for routes"
-
-
-class _Condition:
-    """A parser that makes nothing: it only stumbles. Precedence does not matter for that."""
-
-    def __init__(self, text: str) -> None:
-        self._tokens: list[str] = []
-        self._at = 0
-        position = 0
-        while position < len(text.rstrip()):
-            match = TOKEN.match(text, position)
-            if not match:
-                raise ValueError(f"{text[position:].strip()[:20]!r} is not understood")
-            self._tokens.append(match[0].strip())
-            position = match.end()
-
-    def parse(self) -> None:
-        """Raises ValueError."""
-        self._expression(0)
-        if self._at < len(self._tokens):
-            raise ValueError(f"{self._next!r} is not expected")
-
-    @property
-    def _next(self) -> str:
-        return self._tokens[self._at] if self._at < len(self._tokens) else END
-
-    def _take(self, *wanted: str) -> bool:
-        if self._next.lower() not in wanted:
-            return False
-        self._at += 1
-        return True
-
-    def _expression(self, depth: int) -> None:
-        if depth > DEEPEST:
-            raise ValueError(f"over {DEEPEST} levels deep")
-        self._operand(depth)
-        while self._take(*BINARY):
-            self._operand(depth)
-
-    def _operand(self, depth: int) -> None:
-        while self._take("not", "-", "+"):
-            pass
-        word = self._next
-        if self._take("("):
-            self._expression(depth + 1)
-            self._close()
-        elif word.lower() in {*BINARY, ")", ",", END}:
-            raise ValueError(f"a value is missing before {word!r}")
-        else:
-            self._at += 1
-            if self._take("("):
-                self._arguments(word, depth)
-
-    def _arguments(self, function: str, depth: int) -> None:
-        if function.lower() not in FUNCTIONS.split():
-            raise ValueError(f"there is no function {function}")
-        if self._take(")"):
-            return
-        self._expression(depth + 1)
-        while self._take(","):
-            self._expression(depth + 1)
-        self._close()
-
-    def _close(self) -> None:
-        if not self._take(")"):
-            raise ValueError(f"a ) is missing before {self._next!r}")

@@ -5,12 +5,15 @@ section, 4 KB a value, ten levels, no control characters, dots, dollars or space
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 SECTION_BYTES = 32 * 1024
+TAGS_BYTES = 8 * 1024
 VALUE_BYTES = 4 * 1024
 NAME_BYTES = 1024
 DEPTH = 10
+NEVER = "0001-01-01T00:00:00Z"
 INTEGER_BOUND = 1 << 52
 
 
@@ -19,12 +22,19 @@ class Rejected(ValueError):
 
 
 class Twin:
+    """version counts all changes; etag names the last one to tags or desired properties, as the service API has it."""
+
     def __init__(self, document: dict[str, Any] | None = None) -> None:
         document = document or {}
+        self.tags: dict[str, Any] = document.get("tags", {})
         self.desired: dict[str, Any] = document.get("desired", {})
         self.reported: dict[str, Any] = document.get("reported", {})
         self.desired_version: int = document.get("desired_version", 1)
         self.reported_version: int = document.get("reported_version", 1)
+        self.version: int = document.get("version", 1)
+        self.etag: str = document.get("etag", "1")
+        self.desired_updated: str = document.get("desired_updated", NEVER)
+        self.reported_updated: str = document.get("reported_updated", NEVER)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for keeping."""
@@ -37,15 +47,51 @@ class Twin:
             "reported": {**self.reported, "$version": self.reported_version},
         }
 
-    def patch_desired(self, patch: dict[str, Any]) -> None:
+    def service_document(self) -> dict[str, Any]:
+        """As the service API gives it, without the identity."""
+        document = self.document()
+        document["desired"]["$metadata"] = {"$lastUpdated": self.desired_updated}
+        document["reported"]["$metadata"] = {"$lastUpdated": self.reported_updated}
+        return {"etag": self.etag, "version": self.version, "tags": self.tags, "properties": document}
+
+    def patch_desired(self, patch: Any) -> None:
         """Raises Rejected."""
         self.desired = _patched(self.desired, patch)
-        self.desired_version += 1
+        self._desired_changed()
+
+    def replace_desired(self, desired: Any) -> bool:
+        """Whether that changes anything. Raises Rejected."""
+        fresh = _patched({}, desired)
+        if fresh == self.desired:
+            return False
+        self.desired = fresh
+        self._desired_changed()
+        return True
 
     def patch_reported(self, patch: Any) -> None:
         """Raises Rejected."""
         self.reported = _patched(self.reported, patch)
         self.reported_version += 1
+        self.version += 1
+        self.reported_updated = _now()
+
+    def set_tags(self, tags: Any, *, merge: bool) -> None:
+        """Raises Rejected."""
+        self.tags = _patched(self.tags if merge else {}, tags, TAGS_BYTES)
+        self._service_changed()
+
+    def _desired_changed(self) -> None:
+        self.desired_version += 1
+        self.desired_updated = _now()
+        self._service_changed()
+
+    def _service_changed(self) -> None:
+        self.version += 1
+        self.etag = str(self.version)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse(text: bytes) -> Any:
@@ -60,13 +106,13 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _patched(section: dict[str, Any], patch: Any) -> dict[str, Any]:
+def _patched(section: dict[str, Any], patch: Any, most_bytes: int = SECTION_BYTES) -> dict[str, Any]:
     if not isinstance(patch, dict):
         raise Rejected("a patch is a JSON object")
-    patch = {name: value for name, value in patch.items() if name != "$version"}
+    patch = {name: value for name, value in patch.items() if name not in ("$version", "$metadata")}
     _check_level(patch, 1, "")  # before anything recurses into it
     merged = merge(section, patch)
-    _check_size(merged)
+    _check_size(merged, most_bytes)
     return merged
 
 
@@ -94,10 +140,10 @@ def section_bytes(section: dict[str, Any]) -> int:
     return len(json.dumps(section, separators=(",", ":"), ensure_ascii=False).encode())
 
 
-def _check_size(section: dict[str, Any]) -> None:
+def _check_size(section: dict[str, Any], most_bytes: int = SECTION_BYTES) -> None:
     size = section_bytes(section)
-    if size > SECTION_BYTES:
-        raise Rejected(f"the section has {size} bytes; {SECTION_BYTES} are allowed")
+    if size > most_bytes:
+        raise Rejected(f"the section has {size} bytes; {most_bytes} are allowed")
 
 
 def _check_level(value: Any, depth: int, path: str) -> None:
