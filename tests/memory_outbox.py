@@ -60,7 +60,11 @@ class MemoryOutbox:
             found.append(record)
         return found
 
-    def ack(self, sequences: Iterable[int], cursor: tuple[str, bytes] | None = None) -> None:
+    def ack(
+        self, sequences: Iterable[int], cursor: tuple[str, bytes] | None = None, entries: Iterable[int] = ()
+    ) -> None:
+        told = set(entries)
+        self.entries = [entry for entry in self.entries if entry.id not in told]
         for sequence in sequences:
             self.records.pop(sequence, None)
         self._put_cursor(cursor)
@@ -74,8 +78,8 @@ class MemoryOutbox:
             gone.append(record)
         for record in gone:
             del self.records[record.sequence]
-            sequence, number = record.sequence, len(self.entries) + 1
-            self.entries.append(LedgerEntry(number, self.id, sequence, sequence, 1, record.stream, reason, 0))
+            at = record.sequence
+            self.entries.append(LedgerEntry(at, self.id, at, at, 1, record.stream, reason, 0))
         self._evicted += len(gone)
         return len(gone)
 

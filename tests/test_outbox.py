@@ -129,7 +129,7 @@ def test_a_ledger_entry_does_not_change_once_handed_out_and_goes_when_forgotten(
         (3, "expired"),
         (4, "quota"),
     ]
-    outbox.forget_evictions([entry.id])
+    outbox.ack([], entries=[entry.id])
     assert len(outbox.ledger()) == 2
 
 

@@ -174,10 +174,12 @@ class Outbox:
                 self.set_aside(corrupt, "corrupt", "checksum does not match")
         return found
 
-    def ack(self, sequences: Iterable[int], cursor: tuple[str, bytes] | None = None) -> None:
-        """Forget records that the cloud has, and keep the cursor, in one transaction."""
-        gone = list(sequences)
-        self._write(lambda: self._ack(gone, cursor))
+    def ack(
+        self, sequences: Iterable[int], cursor: tuple[str, bytes] | None = None, entries: Iterable[int] = ()
+    ) -> None:
+        """Forget records and ledger entries that the cloud has, and keep the cursor, in one transaction."""
+        gone, told = list(sequences), [(entry,) for entry in entries]
+        self._write(lambda: self._ack(gone, cursor, told))
         self._files.keep_ballast()
 
     def hold(self, sequences: Iterable[int], cursor: tuple[str, bytes] | None = None) -> None:
@@ -192,6 +194,18 @@ class Outbox:
         """
         return self._write(lambda: self._confirm(outbox, until, gaps))
 
+    def release(self) -> int:
+        """Forget all that is held: confirmation is not asked for any more. Returns how many."""
+        if not self.stats().held:
+            return 0
+        return self._write(self._release)
+
+    def record(self, sequence: int) -> Record | None:
+        """One record that is in the queue."""
+        query = f"SELECT {database.ROW} FROM records WHERE sequence = ? AND held IS NULL"
+        found = self._read(lambda: rows(self._db, query, sequence))
+        return record_of(found[0]) if found else None
+
     def set_aside(self, sequences: Sequence[int], reason: str, detail: str = "") -> None:
         """Take records that cannot be sent out of the queue; the newest 64 are kept for a look."""
         try:
@@ -203,11 +217,6 @@ class Outbox:
         """The oldest entries. They do not change once handed out, so sending one twice is harmless."""
         fresh = self._read(lambda: value(self._db, "SELECT 1 FROM ledger WHERE taken = 0"))
         return (self._write if fresh else self._read)(lambda: self._take_ledger(limit))
-
-    def forget_evictions(self, ids: Iterable[int]) -> None:
-        """Remove ledger entries that the cloud has."""
-        gone = [(entry,) for entry in ids]
-        self._write(lambda: self._db.executemany("DELETE FROM ledger WHERE id = ?", gone))
 
     def stats(self) -> Stats:
         """From kept totals: no scan."""
@@ -239,8 +248,9 @@ class Outbox:
         if cursor is not None:
             self._db.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursor)
 
-    def _ack(self, sequences: list[int], cursor: tuple[str, bytes] | None) -> None:
+    def _ack(self, sequences: list[int], cursor: tuple[str, bytes] | None, entries: list[tuple[int]]) -> None:
         database.delete_all(self._db, sequences)
+        self._db.executemany("DELETE FROM ledger WHERE id = ?", entries)
         self._put_cursor(cursor)
 
     def _hold(self, sequences: list[int], cursor: tuple[str, bytes] | None) -> None:
@@ -260,6 +270,10 @@ class Outbox:
             back += self._db.changes()
             first = high + 1
         return gone, back
+
+    def _release(self) -> int:
+        self._db.execute("DELETE FROM records WHERE held IS NOT NULL")
+        return int(self._db.changes())
 
     def _evict(self, need_bytes: int, least: int, reason: str) -> int:
         freed, gone = 0, []
