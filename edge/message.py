@@ -6,6 +6,7 @@
 Bytes from outside are data: whatever does not parse raises BlockCorrupt. docs/formats/message.md
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Protocol
@@ -18,6 +19,7 @@ from edge.errors import BlockCorrupt
 
 UNIT_BYTES = 4096  # what IoT Hub bills by
 MAX_MESSAGE_BYTES = 255 * 1024  # with topic and properties; IoT Hub's own limit is 256 KiB
+PROPERTY_BYTES = 128  # what they and the message id add to what is billed
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -205,8 +207,26 @@ def fit(
     """
     size = len(pack(vehicle_id, bytes(16), bytes(32), ()))
     kept_evictions, size = _take((_eviction(eviction).ByteSize() for eviction in evictions), size, limit_bytes)
-    kept_records, size = _take((_record_bytes(record) for record in records), size, limit_bytes)
+    kept_records, size = _take((record_bytes(record) for record in records), size, limit_bytes)
     return kept_records, kept_evictions
+
+
+def fill(vehicle_id: str, records: Sequence[RecordLike], evictions: Sequence[EvictionLike]) -> int:
+    """How many of the first records to send so that the least is billed for nothing: units are billed whole.
+
+    Looked at are the last three quarters of the bytes, so that messages stay large.
+    """
+    size = len(pack(vehicle_id, bytes(16), bytes(32), ()))
+    size += sum(_field_bytes(_eviction(eviction).ByteSize()) for eviction in evictions) + PROPERTY_BYTES
+    sizes = list(itertools.accumulate((_field_bytes(record_bytes(record)) for record in records), initial=size))[1:]
+    best, best_fill = len(sizes), 0.0
+    for count in range(len(sizes), 0, -1):
+        if 4 * sizes[count - 1] < sizes[-1]:
+            break
+        filled = sizes[count - 1] / (-(-sizes[count - 1] // UNIT_BYTES) * UNIT_BYTES)
+        if filled > best_fill:
+            best, best_fill = count, filled
+    return best
 
 
 def _take(sizes: Iterable[int], size: int, limit_bytes: int) -> tuple[int, int]:
@@ -219,7 +239,7 @@ def _take(sizes: Iterable[int], size: int, limit_bytes: int) -> tuple[int, int]:
     return taken, size
 
 
-def _record_bytes(record: RecordLike) -> int:
+def record_bytes(record: RecordLike) -> int:
     """The encoded size of a record, without copying its body."""
     head = message_pb2.Record(sequence=record.sequence, priority=record.priority, stream=record.stream)
     return int(head.ByteSize()) + (_field_bytes(len(record.body)) if record.body else 0)

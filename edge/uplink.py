@@ -1,39 +1,43 @@
-"""Send the outbox to the cloud, most important and oldest first, and forget what the cloud has acknowledged.
+"""Send the outbox to the cloud, and forget what the cloud has acknowledged.
 
-    outbox ── peek ──► pack to n x 4096 bytes ──► up to 16 in flight ──► cloud
+    outbox ── Chooser ──► message ──► a window of up to 16 in flight ──► cloud
       ▲                                                                    │
-      └────────────── ack, set_aside, forget_evictions ◄── acknowledged ───┘
+      └──────────────── ack or hold, set_aside ◄── acknowledged ───────────┘
 
 A record leaves the outbox only after the cloud's acknowledgement: it can arrive twice, and never not at all; the
 cloud drops repeats by (vehicle, outbox, sequence). When a message fails, no new one goes out until all in flight
 have ended; then it starts again at the oldest record. So what arrives over a connection that keeps order arrives,
-for the first time, in the order of its stream. All outbox calls run in one thread.
+for the first time, in the order of its stream; except after a record that breaks the connection again and again:
+that one is passed over, and tried alone. All outbox calls run in one thread.
+
+With confirm, a hub's acknowledgement is not enough: records are held until the cloud side says in the twin what it
+has (`bordnetz fleet confirm`), and what it misses is sent again.
 """
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from edge.choice import Chooser, Flying, Limits, Message
 from edge.cloud import Cloud
+from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, MessageRejected, OutboxFull
-from edge.message import MAX_MESSAGE_BYTES, UNIT_BYTES, fit, pack
-from edge.outbox import LedgerEntry, Outbox, Record
+from edge.outbox import LedgerEntry, Outbox
+from edge.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
 PROPERTIES = {"$.ct": "application/x-protobuf"}
-PROPERTY_BYTES = 128  # what they and the message id add to what is billed
-TOPIC_BYTES = 768  # topic with everything percent-encoded, for the longest device and module names
-MAX_RECORDS = 1000
-MAX_EVICTIONS = 50
 POLL_SECONDS = 0.1
-REJECTED = "rejected"
+EXPIRE_SECONDS = 60.0
+SLOW_SECONDS = 5.0  # an acknowledgement that takes longer says: send less at a time
+REJECTED, POISONOUS = "rejected", "poisonous"
 
 T = TypeVar("T")
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -43,12 +47,20 @@ class UplinkSettings(msgspec.Struct, frozen=True):
     """The uplink's twin, and its defaults.
 
     latency_s: how long to wait for a message to fill; none in a backlog or with priority 0. message_units: its
-    size in units of 4096 bytes, which is what is billed. report_s: how often the counters are reported.
+    size in units of 4096 bytes, which is what is billed. daily_bytes: what each priority ("0" to "255") may cost a
+    day. metered: whether the network costs by the byte; null: as the module's environment says. metered_priority: the
+    least important one that is sent then. confirm, confirmed: docs/formats/message.md, Confirmation. report_s: how
+    often the counters are reported.
     """
 
     latency_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
-    message_units: Annotated[int, msgspec.Meta(ge=1, le=64)] = 16
+    message_units: Annotated[int, msgspec.Meta(ge=1, le=64)] = 32
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=16)] = 16
+    daily_bytes: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
+    metered: bool | None = None
+    metered_priority: Annotated[int, msgspec.Meta(ge=0, le=255)] = 3
+    confirm: bool = False
+    confirmed: dict[str, Confirmation] = {}
     retry_min_s: _Positive = 1.0
     retry_max_s: _Positive = 60.0
     send_timeout_s: _Positive = 60.0
@@ -57,32 +69,33 @@ class UplinkSettings(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s {self.retry_min_s} is greater than retry_max_s {self.retry_max_s}")
+        for priority in self.daily_bytes:
+            if not priority.isdecimal() or int(priority) > 255:
+                raise ValueError(f"daily_bytes: {priority[:20]!r} is no priority; they are 0 to 255")
 
-    @property
-    def message_bytes(self) -> int:
-        """The most that one message's body may have."""
-        return min(self.message_units * UNIT_BYTES - PROPERTY_BYTES, MAX_MESSAGE_BYTES - TOPIC_BYTES)
+    def limits(self) -> Limits:
+        budgets = {int(priority): limit for priority, limit in self.daily_bytes.items()}
+        return Limits(self.message_units, budgets, self.metered_priority)
 
 
 class Sent(msgspec.Struct):
-    """What the cloud has acknowledged since the start, and what it refused."""
+    """Since the start: what the cloud has acknowledged, of how many units of 4096 bytes; what was set aside because
+    the cloud rejects it or breaks off at it; confirmed, and sent again because the cloud had not got it."""
 
     messages: int = 0
     records: int = 0
     bytes: int = 0
+    units: int = 0
     rejected: int = 0
+    poisonous: int = 0
     retries: int = 0
-
-
-class _Message(msgspec.Struct, frozen=True):
-    id: str
-    body: bytes
-    records: list[Record]
-    evictions: list[LedgerEntry]
+    confirmed: int = 0
+    sent_again: int = 0
 
 
 class Uplink:
-    """executor: the one thread that outbox calls run in. on_first is called at the first acknowledgement."""
+    """executor: the one thread that outbox calls run in. metered says whether the network costs by the byte.
+    on_first is called at the first acknowledgement."""
 
     def __init__(
         self,
@@ -92,27 +105,51 @@ class Uplink:
         vehicle_id: str,
         settings: UplinkSettings | None = None,
         poll_seconds: float = POLL_SECONDS,
+        metered: Callable[[], bool] = lambda: False,
         on_first: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings or UplinkSettings()
         self.sent = Sent()
+        self.problem = ""  # why nothing goes out at the moment
         self._outbox = outbox
         self._cloud = cloud
         self._executor = executor
         self._vehicle_id = vehicle_id
         self._poll_seconds = poll_seconds
+        self._network_metered = metered
         self._on_first = on_first
-        self._flights: dict[asyncio.Task[None], _Message] = {}
+        self._chooser: Chooser | None = None
+        self._flights: dict[asyncio.Task[None], Message] = {}  # in the order in which they went out
+        self._began: dict[asyncio.Task[None], float] = {}
         self._after: dict[int, int] = {}  # by priority, the last sequence that is in flight
-        self._alone: set[int] = set()  # of a rejected message: each has to show whether it is the one
+        self._suspects = Suspects()
+        self._told: dict[int, LedgerEntry] = {}  # with confirm: what the hub knows and the cloud has not confirmed
+        self._confirmed: dict[str, Confirmation] = {}
+        self._window = float(self.settings.max_in_flight)
         self._failure = ""
         self._delay_s = 0.0
         self._look = True  # whether the outbox may hold something that was not there before
         self._due: float | None = None  # when the message now being filled has to go
+        self._expire_at = 0.0
 
     @property
     def in_flight(self) -> int:
         return len(self._flights)
+
+    @property
+    def window(self) -> int:
+        """How many may be in flight just now: fewer when acknowledgements are slow or fail."""
+        return max(1, min(int(self._window), self.settings.max_in_flight))
+
+    @property
+    def waiting_for_budget(self) -> list[int]:
+        """The priorities that have spent what they may cost today."""
+        return self._chooser.waiting_for_budget if self._chooser else []
+
+    @property
+    def metered(self) -> bool:
+        """Whether only what is urgent goes out."""
+        return self._network_metered() if self.settings.metered is None else self.settings.metered
 
     async def run(self) -> None:
         """Send until cancelled. Raises OutboxError."""
@@ -121,14 +158,14 @@ class Uplink:
 
     async def step(self) -> None:
         """Send one message, or wait for a reason to."""
+        await self._housekeeping()
         await self._cloud.wait_connected()
         if self._failure:
             await self._start_again()
-        if len(self._flights) >= self.settings.max_in_flight:
+        if len(self._flights) >= self.window:
             await self._settle(None)
         elif (self._look or self._is_due()) and (message := await self._next_message()):
-            task = asyncio.create_task(self._send(message), name=message.id)
-            self._flights[task] = message
+            self._start(message)
         else:
             await self._settle(self._poll_seconds)
             self._look = await self._in_thread(self._outbox.changed) or self._look
@@ -141,70 +178,75 @@ class Uplink:
         for task in self._flights:
             task.cancel()
 
+    async def _housekeeping(self) -> None:
+        if self.settings.confirmed != self._confirmed or (not self.settings.confirm and self._told):
+            await self._persist(self._take_confirmation)
+        if asyncio.get_running_loop().time() >= self._expire_at:
+            self._expire_at = asyncio.get_running_loop().time() + EXPIRE_SECONDS
+            await self._persist(self._outbox.expire)
+            if not self.settings.confirm:
+                await self._persist(self._outbox.release)
+            self._look = True  # a new day may have begun, the network may be another one
+
     # Choosing
 
-    async def _next_message(self) -> _Message | None:
+    async def _next_message(self) -> Message | None:
         """The next message, or None: nothing to send, or it has not waited long enough to be filled."""
         self._look = False
         message, urgent = await self._in_thread(self._choose)
         if message is None:
             self._due = None
-            return None
+            return await self._suspect()
         if self._due is None:
             self._due = asyncio.get_running_loop().time() + self.settings.latency_s
         if not urgent and not self._is_due():
             return None
+        if urgent and self._suspects.is_due and not self._flights and (suspect := await self._suspect()):
+            self._look = True
+            return suspect
         self._look, self._due = True, None
         for record in message.records:
-            self._after[record.priority] = record.sequence
+            self._after[record.priority] = max(record.sequence, self._after.get(record.priority, 0))
         return message
+
+    async def _suspect(self) -> Message | None:
+        """A record that the connection broke at, alone, to see whether it is to blame."""
+        if self._flights or (sequence := self._suspects.next()) is None:
+            return None
+        record = await self._in_thread(lambda: self._outbox.record(sequence))
+        if record is None:
+            self._suspects.acquit([sequence])
+            return None
+        assert self._chooser is not None
+        return self._chooser.single(record)
 
     def _is_due(self) -> bool:
         return self._due is not None and asyncio.get_running_loop().time() >= self._due
 
-    def _choose(self) -> tuple[_Message | None, bool]:
-        """In the outbox's thread: a message of what is not in flight, and whether waiting cannot fill it."""
-        limit = self.settings.message_bytes
-        flying = {entry.id for message in self._flights.values() for entry in message.evictions}
-        # Before peek: what comes between the two would look like a backlog behind a message that it fits into.
-        waiting = self._outbox.stats().records - sum(len(message.records) for message in self._flights.values())
-        records = self._outbox.peek(limit, MAX_RECORDS, self._after)
-        entries: list[LedgerEntry] = []
-        with suppress(OutboxFull):  # they wait; what can be sent makes room
-            entries = [entry for entry in self._outbox.ledger(MAX_EVICTIONS) if entry.id not in flying]
-        if not records:
-            return self._of_evictions(entries), False
-        group = self._group(records)
-        first = group[0]
-        own = [entry for entry in entries if entry.outbox == first.outbox and first.sequence not in self._alone]
-        count, evictions = fit(self._vehicle_id, group, own, limit)
-        if count == 0:  # a record larger than the unit goes alone
-            count, evictions = 1, 0
-        message = self._pack(first.outbox, first.manifest, group[:count], own[:evictions])
-        return message, count < waiting or first.priority == 0
-
-    def _group(self, records: list[Record]) -> list[Record]:
-        """The first ones, as far as they can share a message."""
-        first = records[0]
-        if first.sequence in self._alone:
-            return records[:1]
-        for count, record in enumerate(records):
-            if (record.outbox, record.manifest) != (first.outbox, first.manifest) or record.sequence in self._alone:
-                return records[:count]
-        return records
-
-    def _of_evictions(self, entries: list[LedgerEntry]) -> _Message | None:
-        own = [entry for entry in entries if entry.outbox == entries[0].outbox]
-        return self._pack(own[0].outbox, b"", [], own) if own else None
-
-    def _pack(self, outbox: bytes, manifest: bytes, records: list[Record], evictions: list[LedgerEntry]) -> _Message:
-        body = pack(self._vehicle_id, outbox, manifest, records, evictions)
-        ends = (records[0].sequence, records[-1].sequence) if records else (f"e{evictions[0].id}", evictions[-1].id)
-        return _Message(f"{outbox.hex()[:8]}-{ends[0]}-{ends[1]}", body, records, evictions)
+    def _choose(self) -> tuple[Message | None, bool]:
+        """In the outbox's thread."""
+        if self._chooser is None:
+            self._chooser = Chooser(self._outbox, self._vehicle_id, lambda: self.metered)
+        messages = self._flights.values()
+        flying = Flying(
+            self._after,
+            sum(len(message.records) for message in messages),
+            {entry.id for message in messages for entry in message.evictions} | self._told.keys(),
+            self._suspects.alone,
+            self._suspects.deferred,
+        )
+        return self._chooser.choose(self.settings.limits(), flying)
 
     # Sending
 
-    async def _send(self, message: _Message) -> None:
+    def _start(self, message: Message) -> None:
+        assert self._chooser is not None
+        self._chooser.commit(message)
+        task = asyncio.create_task(self._send(message), name=message.id)
+        self._flights[task] = message
+        self._began[task] = time.monotonic()
+
+    async def _send(self, message: Message) -> None:
         await self._cloud.send(message.body, message.id, PROPERTIES, self.settings.send_timeout_s)
 
     async def _settle(self, seconds: float | None) -> None:
@@ -213,45 +255,72 @@ class Uplink:
             await asyncio.sleep(seconds or 0)
             return
         done, _ = await asyncio.wait(self._flights, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        acknowledged: list[_Message] = []
-        for task in done:
+        acknowledged: list[Message] = []
+        for task in [task for task in self._flights if task in done]:
             error = task.exception()
             message = self._flights[task]
             if error is None:
                 acknowledged.append(message)
+                self._pace(time.monotonic() - self._began[task])
             elif isinstance(error, MessageRejected):
                 await self._rejected(message, error)
             elif isinstance(error, CloudUnreachable):
-                self._failure = self._failure or str(error)
+                await self._failed(message, error)
             else:
                 raise error
         if acknowledged:
             await self._acknowledged(acknowledged)
         for task in done:  # not before: until the outbox has forgotten them, they count as in flight
-            del self._flights[task]
+            del self._flights[task], self._began[task]
         if not self._flights:
             self._after.clear()
 
-    async def _acknowledged(self, messages: list[_Message]) -> None:
+    def _pace(self, seconds: float) -> None:
+        """A hub that throttles answers late: halve the window; it grows again by one message for each windowful."""
+        if seconds > SLOW_SECONDS:
+            self._window = max(1.0, self._window / 2 ** (1 / self.window))
+        else:
+            self._window = min(self._window + 1 / self.window, self.settings.max_in_flight)
+
+    async def _acknowledged(self, messages: list[Message]) -> None:
+        assert self._chooser is not None
         sequences = [record.sequence for message in messages for record in message.records]
-        evictions = [entry.id for message in messages for entry in message.evictions]
-        await self._persist(lambda: self._outbox.ack(sequences))
-        if evictions:
-            await self._persist(lambda: self._outbox.forget_evictions(evictions))
-        self._alone.difference_update(sequences)
+        evictions = {entry.id: entry for message in messages for entry in message.evictions}
+        cursor = self._chooser.cursor() if self.settings.daily_bytes else None
+        if self.settings.confirm:
+            await self._persist(lambda: self._outbox.hold(sequences, cursor))
+            self._told |= evictions
+        else:
+            await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
+        self._suspects.acquit(sequences)
         if not self.sent.messages:
             self._on_first()
         self.sent.messages += len(messages)
         self.sent.records += len(sequences)
         self.sent.bytes += sum(len(message.body) for message in messages)
-        self._delay_s = 0.0
+        self.sent.units += sum(message.units for message in messages)
+        self._delay_s, self.problem = 0.0, ""
         self._look = True
 
-    async def _rejected(self, message: _Message, error: MessageRejected) -> None:
+    # Failing
+
+    async def _failed(self, message: Message, error: CloudUnreachable) -> None:
+        """The first of a round is the one that the connection broke at, if it is any."""
+        if self._failure:
+            return
+        self._failure = str(error)
+        self._window = max(1.0, self._window / 2)
+        guilty = self._suspects.blame([record.sequence for record in message.records])
+        if guilty is not None:
+            log.error("record %d set aside, the connection breaks at it and at no other: %s", guilty, error)
+            self.sent.poisonous += 1
+            await self._persist(lambda: self._outbox.set_aside([guilty], POISONOUS, str(error)))
+
+    async def _rejected(self, message: Message, error: MessageRejected) -> None:
         """Set a record aside that the cloud will never take. Of several, each is tried alone first."""
         sequences = [record.sequence for record in message.records]
         if len(sequences) > 1:
-            self._alone.update(sequences)
+            self._suspects.alone.update(sequences)
             self._failure = self._failure or f"rejected: {error}"
             return
         log.error("message %s set aside, the cloud rejects it: %s", message.id, error)
@@ -259,8 +328,8 @@ class Uplink:
         if sequences:
             await self._persist(lambda: self._outbox.set_aside(sequences, REJECTED, str(error)))
         else:
-            await self._persist(lambda: self._outbox.forget_evictions(entry.id for entry in message.evictions))
-        self._alone.difference_update(sequences)
+            await self._persist(lambda: self._outbox.ack([], entries=[entry.id for entry in message.evictions]))
+        self._suspects.acquit(sequences)
 
     async def _start_again(self) -> None:
         """After a failure: let everything in flight end, wait, and start at the oldest record."""
@@ -270,11 +339,30 @@ class Uplink:
         self._delay_s = min(max(low, 2 * self._delay_s), high)
         delay = self._delay_s * random.uniform(0.5, 1.0)
         log.warning("sending again in %.1f s: %s", delay, self._failure)
+        self.problem = self._failure
         await asyncio.sleep(delay)
         self.sent.retries += 1
         self._failure, self._look = "", True
 
     # The outbox
+
+    def _take_confirmation(self) -> None:
+        """In the outbox's thread: what the cloud says it has."""
+        for outbox, said in self.settings.confirmed.items():
+            if self._confirmed.get(outbox) == said:
+                continue
+            gone, back = self._outbox.confirm(bytes.fromhex(outbox), said.until, said.ranges())
+            self.sent.confirmed += gone
+            self.sent.sent_again += back
+            told = [entry for entry in self._told.values() if entry.outbox.hex() == outbox and said.covers(entry)]
+            self._outbox.ack([], entries=[entry.id for entry in told if not said.misses(entry)])
+            for entry in told:  # one that the cloud still misses is told again
+                del self._told[entry.id]
+        if not self.settings.confirm:
+            self._outbox.ack([], entries=self._told)
+            self._told.clear()
+        self._confirmed = self.settings.confirmed
+        self._look = True
 
     async def _persist(self, work: Callable[[], Any]) -> None:
         """Until it works: what the cloud has must not be sent for ever because the disk is full for a while."""

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from edge.cloud import iothub
+from edge.cloud.identity import EDGE_ENVIRONMENT
 from edge.cloud.iothub import IoTHub
 from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.log import Formatter, RateLimit
@@ -351,7 +352,7 @@ async def test_when_nothing_helps_for_long_the_module_ends_to_be_restarted(edge,
 
 
 def test_without_the_iot_edge_environment_there_is_one_clear_line(monkeypatch):
-    for name in iothub.EDGE_ENVIRONMENT:
+    for name in EDGE_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=r"IOTEDGE_IOTHUBHOSTNAME.* not set; start the module under"):
         IoTHub()

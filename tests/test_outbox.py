@@ -1,23 +1,18 @@
 """The outbox's contract: what was appended is delivered until acknowledged, or the ledger says why not."""
 
-import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cy_core.crc32c import crc32c
 from edge.errors import InputError, OutboxFull
-from edge.outbox import MAX_BODY_BYTES, MIN_QUOTA_BYTES, PAGE_BYTES, NewRecord, Outbox
+from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
 
 MANIFEST = bytes(range(32))
 
@@ -53,26 +48,6 @@ def test_what_was_appended_comes_back_as_it_was(outbox):
     assert (record.manifest, record.body, record.outbox) == (MANIFEST, b"\0body", outbox.id)
 
 
-def test_the_most_important_record_comes_first_and_the_oldest_within_a_priority(outbox):
-    for priority in (5, 0, 9, 0, 5):
-        outbox.append([new(priority=priority)])
-    assert [record.sequence for record in outbox.peek(1000, 10)] == [2, 4, 1, 5, 3]
-
-
-def test_peek_stays_within_its_limits_but_gives_one_record_at_least(outbox):
-    outbox.append([new(bytes(100)) for _ in range(10)])
-    assert len(outbox.peek(350, 10)) == 3
-    assert len(outbox.peek(10_000, 4)) == 4
-    assert len(outbox.peek(1, 10)) == 1
-
-
-def test_peek_goes_on_after_the_last_sequence_of_each_priority(outbox):
-    outbox.append([new(priority=5), new(priority=1), new(priority=5)])
-    assert [record.sequence for record in outbox.peek(1000, 10, {5: 1, 1: 2})] == [3]
-    outbox.append([new(priority=1)])
-    assert [record.sequence for record in outbox.peek(1000, 10, {5: 3, 1: 2})] == [4]
-
-
 def test_sequences_are_never_given_twice_not_even_after_all_were_acknowledged(tmp_path):
     with Outbox(tmp_path) as outbox:
         outbox.ack(outbox.append([new(), new()]))
@@ -96,22 +71,6 @@ def test_the_id_stays_the_same_and_is_another_one_for_another_outbox(tmp_path):
     with Outbox(tmp_path / "a") as again, Outbox(tmp_path / "b") as other:
         assert again.id == first != other.id
         assert len(first) == 16
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        NewRecord(256, "s", MANIFEST, b""),
-        NewRecord(-1, "s", MANIFEST, b""),
-        NewRecord(0, "s", b"short", b""),
-        NewRecord(0, "s" * 256, MANIFEST, b""),
-        NewRecord(0, "s", MANIFEST, bytes(MAX_BODY_BYTES + 1)),
-    ],
-)
-def test_a_record_out_of_bounds_is_a_bug_of_the_caller(outbox, record):
-    with pytest.raises(ValueError):
-        outbox.append([new(), record])
-    assert outbox.stats().records == 0
 
 
 def test_a_place_that_cannot_hold_an_outbox_is_named(tmp_path):
@@ -170,7 +129,7 @@ def test_a_ledger_entry_does_not_change_once_handed_out_and_goes_when_forgotten(
         (3, "expired"),
         (4, "quota"),
     ]
-    outbox.forget_evictions([entry.id])
+    outbox.ack([], entries=[entry.id])
     assert len(outbox.ledger()) == 2
 
 
@@ -406,90 +365,3 @@ def _fill(path: Path) -> None:
                 file.write(bytes(4096))
         except OSError:
             return
-
-
-# Against a model
-
-
-class Model(RuleBasedStateMachine):
-    """The outbox does what a dictionary does, and remembers it."""
-
-    @initialize()
-    def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.outbox = Outbox(self.folder.name)
-        self.records: dict[int, NewRecord] = {}
-        self.last = 0
-        self.evicted = 0
-        self.cursor: bytes | None = None
-
-    def order(self) -> list[int]:
-        return sorted(self.records, key=lambda sequence: (self.records[sequence].priority, sequence))
-
-    @rule(
-        priorities=st.lists(st.integers(0, 3), max_size=4),
-        size=st.integers(0, 5000),
-        cursor=st.none() | st.binary(max_size=4),
-    )
-    def append(self, priorities, size, cursor) -> None:
-        records = [new(os.urandom(size), priority, f"s{priority}") for priority in priorities]
-        sequences = self.outbox.append(records, None if cursor is None else ("log", cursor))
-        assert sequences == list(range(self.last + 1, self.last + 1 + len(records)))
-        self.records |= zip(sequences, records, strict=True)
-        self.last += len(records)
-        self.cursor = self.cursor if cursor is None else cursor
-
-    @rule(limit_bytes=st.integers(1, 20_000), limit_records=st.integers(1, 10), skip=st.integers(0, 5))
-    def peek(self, limit_bytes, limit_records, skip) -> None:
-        order = self.order()
-        after = {self.records[sequence].priority: sequence for sequence in order[:skip]}
-        found = self.outbox.peek(limit_bytes, limit_records, after)
-        assert [record.sequence for record in found] == order[skip:][: len(found)]
-        assert all(self.records[record.sequence].body == record.body for record in found)
-        size = sum(len(record.body) for record in found)
-        assert len(found) <= 1 or size <= limit_bytes
-        rest = order[skip + len(found) :]
-        if rest and len(found) < limit_records:
-            assert size + len(self.records[rest[0]].body) > limit_bytes
-
-    @rule(data=st.data())
-    def ack(self, data) -> None:
-        some = data.draw(st.lists(st.integers(1, self.last + 1), max_size=5))
-        self.outbox.ack(some)
-        for sequence in some:
-            self.records.pop(sequence, None)
-
-    @rule(need=st.integers(1, 15_000), least=st.integers(0, 3))
-    def evict(self, need, least) -> None:
-        order = sorted(
-            (sequence for sequence, record in self.records.items() if record.priority >= least),
-            key=lambda sequence: (-self.records[sequence].priority, sequence),
-        )
-        count = self.outbox.evict(need, least)
-        freed = [len(self.records.pop(sequence).body) + PAGE_BYTES for sequence in order[:count]]
-        assert count == len(order) or sum(freed) >= need > sum(freed[:-1])
-        self.evicted += count
-
-    @rule()
-    def reopen(self) -> None:
-        self.outbox.close()
-        self.outbox = Outbox(self.folder.name)
-
-    @invariant()
-    def totals_agree(self) -> None:
-        stats = self.outbox.stats()
-        assert stats.records == len(self.records)
-        assert stats.bytes == sum(len(record.body) for record in self.records.values())
-        assert stats.evicted == self.evicted == sum(entry.count for entry in self.outbox.ledger(10_000))
-        assert self.outbox.cursor("log") == self.cursor
-
-    def teardown(self) -> None:
-        if hasattr(self, "outbox"):
-            self.outbox.close()
-            self.folder.cleanup()
-
-
-TestModel = Model.TestCase
-TestModel.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)

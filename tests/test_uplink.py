@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, MessageRejected
 from edge.message import Envelope, unpack
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
 from edge.uplink import Uplink, UplinkSettings
+from fleet.ranges import Ranges
 
 MANIFEST = bytes(32)
 PROMPT = UplinkSettings(latency_s=0, retry_min_s=0.001, retry_max_s=0.002, message_units=1)
@@ -336,3 +341,180 @@ asyncio.run(Uplink(outbox, Cloud(), ThreadPoolExecutor(1), "car", settings, 0.00
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="retry_min_s"):
         UplinkSettings(retry_min_s=10, retry_max_s=1)
+
+
+# Urgency, fairness, cost
+
+
+async def test_under_a_constant_load_of_what_is_urgent_the_rest_still_gets_through(outbox, collector, executor):
+    cloud = FakeCloud()
+    collector.append([new(3000, priority=9, stream="slow") for _ in range(5)])
+
+    async def keep_urgent_ones_coming(envelope: Envelope) -> None:
+        if len(cloud.attempts) < 200:
+            collector.append([new(3000, priority=0) for _ in envelope.records])
+
+    cloud.answer = keep_urgent_ones_coming
+    collector.append([new(3000, priority=0) for _ in range(20)])
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: len(cloud.delivered) >= 100)
+    streams = [record.stream for envelope in cloud.delivered[:100] for record in envelope.records]
+    assert streams.count("slow") == 5
+    assert streams.index("slow") >= 5
+    within_slow = [r.sequence for e in cloud.delivered for r in e.records if r.stream == "slow"]
+    assert within_slow == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("least", "most"), [(50, 500), (500, 9000), (9000, 30_000), (40_000, 64_000)])
+async def test_under_load_messages_are_filled_to_97_percent_of_what_is_billed(tmp_path, executor, least, most):
+    cloud, seed = FakeCloud(), random.Random(most)
+    full = msgspec.structs.replace(PROMPT, message_units=UplinkSettings().message_units)
+    with Outbox(tmp_path, 64 << 20) as outbox:
+        size, load_bytes = 0, max(1_500_000, 100 * most)
+        while size < load_bytes:
+            records = [new(seed.randint(least, most)) for _ in range(50)]
+            outbox.append(records)
+            size += sum(len(record.body) for record in records)
+        async with running(outbox, cloud, executor, full) as uplink:
+            await until(cloud, lambda: uplink.sent.bytes > 0.8 * load_bytes)
+            assert uplink.sent.bytes / (4096 * uplink.sent.units) >= 0.97
+    assert cloud.sequences == list(range(1, len(cloud.sequences) + 1))
+
+
+async def test_a_priority_that_has_spent_its_day_waits_and_the_others_go_on(outbox, collector, executor):
+    cloud = FakeCloud()
+    thrifty = msgspec.structs.replace(PROMPT, daily_bytes={"5": 40_000})
+    collector.append([new(3000) for _ in range(30)])
+    async with running(outbox, cloud, executor, thrifty) as uplink:
+        await until(cloud, lambda: uplink.waiting_for_budget == [5] and not cloud.in_flight)
+        spent = sum(4096 for _ in cloud.delivered)
+        assert 28_000 <= spent <= 40_000
+        collector.append([new(3000, priority=2)])
+        await until(cloud, lambda: 31 in cloud.sequences)
+        await until(cloud, lambda: collector.stats().records == 30 - spent // 4096)
+    again = FakeCloud()
+    async with running(outbox, again, executor, thrifty) as uplink:  # a restart does not begin the day anew
+        await until(again, lambda: uplink.waiting_for_budget == [5])
+        assert not again.attempts
+        uplink.settings = PROMPT
+        uplink._look = True
+        await until_empty(again, collector)
+
+
+async def test_over_a_metered_network_only_what_is_urgent_goes_out(outbox, collector, executor):
+    cloud, metered = FakeCloud(), True
+    collector.append([new(100, priority=priority) for priority in (9, 3, 4, 0)])
+    uplink = Uplink(outbox, cloud, executor, "car", PROMPT, poll_seconds=0.001, metered=lambda: metered)
+    task = asyncio.create_task(uplink.run())
+    try:
+        async with asyncio.timeout(20):
+            await until(cloud, lambda: len(cloud.sequences) == 2)
+            assert sorted(cloud.sequences) == [2, 4]
+            uplink.settings = msgspec.structs.replace(PROMPT, metered=False)  # the twin knows better
+            collector.append([new(100, priority=5)])
+            await until_empty(cloud, collector)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert sorted(cloud.sequences) == [1, 2, 3, 4, 5]
+
+
+# Bad records, slow hubs
+
+
+async def test_a_record_that_breaks_every_connection_is_set_aside_once_others_have_shown_that_it_is_to_blame(
+    outbox, collector, executor
+):
+    cloud, broken = FakeCloud(), False
+
+    async def break_at_seven(envelope: Envelope) -> None:
+        nonlocal broken
+        broken = (broken and cloud.in_flight > 1) or any(record.sequence == 7 for record in envelope.records)
+        if broken:
+            raise CloudUnreachable("the connection dropped")
+
+    cloud.answer = break_at_seven
+    collector.append([new(900) for _ in range(60)])
+    async with running(outbox, cloud, executor) as uplink:
+        await until(cloud, lambda: len(set(cloud.sequences)) == 59)
+        while not uplink.sent.poisonous:  # it is tried again only as others arrive
+            seen = len(cloud.sequences)
+            collector.append([new(900) for _ in range(8)])
+            await until(cloud, lambda seen=seen: len(cloud.sequences) >= seen + 8)
+        await until(cloud, lambda: any(e.evictions for e in cloud.delivered))
+    [entry] = [entry for envelope in cloud.delivered for entry in envelope.evictions]
+    assert (entry.first_sequence, entry.count, entry.reason) == (7, 1, "poisonous")
+    assert 7 not in cloud.sequences
+
+
+async def test_a_network_that_is_bad_for_all_condemns_nobody(outbox, collector, executor):
+    cloud = FakeCloud()
+
+    async def never(envelope: Envelope) -> None:
+        raise CloudUnreachable("no")
+
+    cloud.answer = never
+    collector.append([new(900) for _ in range(10)])
+    async with running(outbox, cloud, executor) as uplink:
+        await until(cloud, lambda: uplink.sent.retries > 60)
+        cloud.answer = cloud.take
+        await until_empty(cloud, collector)
+        assert uplink.sent.poisonous == uplink.sent.rejected == 0
+    assert sorted(cloud.sequences) == list(range(1, 11))
+
+
+async def test_a_hub_that_answers_late_is_sent_less_at_a_time_until_it_answers_in_time_again(
+    outbox, collector, executor, monkeypatch
+):
+    cloud = FakeCloud()
+    collector.append([new(3000) for _ in range(200)])
+    uplink = Uplink(outbox, cloud, executor, "car", PROMPT)
+    monkeypatch.setattr("edge.uplink.SLOW_SECONDS", -1.0)
+    while uplink.window > 1:
+        await uplink.step()
+    monkeypatch.setattr("edge.uplink.SLOW_SECONDS", 1e9)
+    while uplink.window < 16:
+        await uplink.step()
+    await uplink.finish(10)
+
+
+# Confirmation
+
+
+async def test_with_confirm_a_record_leaves_only_when_the_cloud_side_says_it_has_it_and_gaps_are_sent_again(
+    outbox, collector, executor
+):
+    cloud = FakeCloud()
+    careful = msgspec.structs.replace(PROMPT, confirm=True)
+    collector.append([new(3000) for _ in range(6)])
+    collector.evict(1)
+    collector.ledger()  # so that it is told
+    async with running(outbox, cloud, executor, careful) as uplink:
+        await until(cloud, lambda: collector.stats().held == 5)
+        assert cloud.sequences == [2, 3, 4, 5, 6]
+        said = {outbox.id.hex(): Confirmation.of(5, [(1, 1), (3, 4)])}
+        uplink.settings = msgspec.structs.replace(careful, confirmed=said)
+        await until(cloud, lambda: len(cloud.sequences) == 7 and len([e for e in cloud.delivered if e.evictions]) == 2)
+        assert cloud.sequences[5:] == [3, 4]
+        await until(cloud, lambda: collector.stats().held == 3)
+        assert collector.stats().records == 3
+        assert (uplink.sent.confirmed, uplink.sent.sent_again) == (2, 2)
+        assert len(collector.ledger()) == 1
+        uplink.settings = msgspec.structs.replace(careful, confirmed={outbox.id.hex(): Confirmation(6)})
+        await until(cloud, lambda: not collector.stats().records and not collector.ledger())
+    assert len(cloud.sequences) == 7
+
+
+@given(st.sets(st.integers(1, 10**6), max_size=2000))
+def test_a_confirmation_says_no_more_than_a_twin_can_hold_and_nothing_wrong(missing):
+    ranges = list(Ranges((number, number) for number in missing))
+    said = Confirmation.of(2_000_000, ranges)
+    assert len(said.gaps) <= 3500
+    assert said.ranges() == [pair for pair in ranges if pair[0] <= said.until]
+    assert msgspec.convert(msgspec.to_builtins(said), Confirmation) == said
+
+
+@pytest.mark.parametrize("gaps", ["x", "1-", "1,,2", "-3", "1-2-3", "1 - 2"])
+def test_gaps_that_are_no_ranges_are_refused(gaps):
+    with pytest.raises(msgspec.ValidationError, match="are no ranges"):
+        msgspec.convert({"until": 3, "gaps": gaps}, Confirmation)

@@ -1,4 +1,4 @@
-"""IoT Hub through IoT Edge's hub: one supervised client of azure-iot-device.
+"""IoT Hub, through IoT Edge's hub or directly: one supervised client of azure-iot-device.
 
     run:  build ─► connect ─► subscribe ─► get the twin ─► hold ─┐     a drop, a call without an answer, a token
             ▲                                                    │     that gets old, a refused credential:
@@ -14,8 +14,7 @@ would make it give up, so exiting is no retry loop).
 
 import asyncio
 import logging
-import os
-import queue
+import math
 import random
 import sys
 import threading
@@ -28,7 +27,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from edge.cloud import OnMethod, OnTwin
-from edge.errors import CloudUnreachable, InputError, MessageRejected
+from edge.cloud.identity import Identity, direct_identity, edge_identity
+from edge.cloud.worker import Worker, fail_with, settle, settle_now, soon
+from edge.errors import CloudUnreachable, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -43,37 +44,23 @@ MAX_REBUILDS = 10
 CONNECTION_LOST = 7  # paho's MQTT_ERR_CONN_LOST
 EXIT_SECONDS = 900.0
 
-EDGE_ENVIRONMENT = (
-    "IOTEDGE_IOTHUBHOSTNAME",
-    "IOTEDGE_GATEWAYHOSTNAME",
-    "IOTEDGE_DEVICEID",
-    "IOTEDGE_MODULEID",
-    "IOTEDGE_MODULEGENERATIONID",
-    "IOTEDGE_WORKLOADURI",
-    "IOTEDGE_APIVERSION",
-)
-
 T = TypeVar("T")
 
 
 class IoTHub:
-    """The connection of the module that the environment names. Raises InputError if it names none."""
+    """The connection of the module, or device, that the environment names. Raises InputError if it names none."""
 
-    def __init__(self) -> None:
-        missing = [name for name in EDGE_ENVIRONMENT if not os.environ.get(name)]
-        if missing:
-            way_out = "start the module under IoT Edge or bordnetz simulate"
-            raise InputError("environment", f"{', '.join(missing)} not set", way_out)
+    def __init__(self, direct: bool = False) -> None:
+        self._identity = direct_identity() if direct else edge_identity()
+        self.vehicle = self._identity.device
+        self.problem = "not connected yet"
         self.on_twin: OnTwin = lambda twin: None
         self.on_method: OnMethod | None = None
         self.retry_min_s = 1.0
         self.retry_max_s = 60.0
         self.counters: Counter[str] = Counter()
-        self._topic = (
-            f"devices/{os.environ['IOTEDGE_DEVICEID']}/modules/{os.environ['IOTEDGE_MODULEID']}/messages/events/"
-        )
         self._client: Any = None
-        self._worker = _Worker()
+        self._worker = Worker()
         self._connected = asyncio.Event()
         self._attention = asyncio.Event()
         self._lost = ""  # why the client has to go
@@ -101,13 +88,14 @@ class IoTHub:
             try:
                 await self._open()
                 opened = loop.time()
-                log.info("connected to %s", os.environ["IOTEDGE_GATEWAYHOSTNAME"])
+                log.info("connected to %s", self._identity.host)
                 try:
                     await self._hold()
                 finally:
                     last_good = loop.time()
                     failures = 0 if last_good - opened > STEADY_SECONDS else failures
             except CloudUnreachable as error:
+                self.problem = str(error)
                 log.warning("no connection: %s", error)
             finally:
                 await self._close()
@@ -121,14 +109,14 @@ class IoTHub:
     async def send(self, body: bytes, message_id: str, properties: Mapping[str, str], timeout_s: float) -> None:
         """Return once the hub has the message. Raises CloudUnreachable, MessageRejected (too large)."""
         bag = "&".join(f"{quote(name)}={quote(value, safe='')}" for name, value in properties.items())
-        size = len(body) + len(self._topic) + len(bag) + len(f"&$.mid={message_id}")
+        size = len(body) + len(self._identity.topic) + len(bag) + len(f"&$.mid={message_id}")
         if size > MAX_MESSAGE_BYTES:
             raise MessageRejected(f"message {message_id} has {size} bytes; the most is {MAX_MESSAGE_BYTES}")
         if not self.connected:
             raise CloudUnreachable("not connected")
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         submit = self._worker.call(lambda: _submit(self._client, body, message_id, properties, acknowledged))
-        submit.add_done_callback(lambda done: _fail_with(acknowledged, done))
+        submit.add_done_callback(lambda done: fail_with(acknowledged, done))
         await self._limited(f"message {message_id}", acknowledged, timeout_s)
 
     async def report(self, patch: dict[str, Any]) -> None:
@@ -145,13 +133,14 @@ class IoTHub:
     # The life of one client
 
     async def _open(self) -> None:
-        self._worker, self._lost = _Worker(), ""
+        self._worker, self._lost = Worker(), ""
         self._attention.clear()
-        self._client = await self._call("building the client", _create_client)
+        self._client = await self._call("building the client", lambda: _create_client(self._identity))
         await self._call("connecting", lambda: self._client.connect())
         loop = asyncio.get_running_loop()
         await self._call("subscribing", lambda: self._subscribe(loop))
         await self._read_twin()
+        self.problem = ""
         self._connected.set()
 
     def _subscribe(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -160,19 +149,19 @@ class IoTHub:
 
         def on_state() -> None:
             if not client.connected:
-                _soon(loop, self._lose, client, "the connection dropped")
+                soon(loop, self._lose, client, "the connection dropped")
 
         client.on_connection_state_change = on_state
-        client.on_background_exception = lambda error: _soon(loop, self._count, "background_exceptions")
-        client.on_twin_desired_properties_patch_received = lambda patch: _soon(loop, self._want_twin)
+        client.on_background_exception = lambda error: soon(loop, self._count, "background_exceptions")
+        client.on_twin_desired_properties_patch_received = lambda patch: soon(loop, self._want_twin)
         if self.on_method is not None:
-            client.on_method_request_received = lambda request: _soon(loop, self._start_method, client, request)
+            client.on_method_request_received = lambda request: soon(loop, self._start_method, client, request)
         on_state()
 
     async def _hold(self) -> None:
         """Return when the client has to go."""
         loop = asyncio.get_running_loop()
-        renew_at = loop.time() + RENEW_SECONDS
+        renew_at = loop.time() + (RENEW_SECONDS if self._identity.has_token else math.inf)
         read_at = loop.time() + TWIN_SECONDS
         while not self._lost and loop.time() < renew_at:
             with suppress(TimeoutError):
@@ -194,10 +183,10 @@ class IoTHub:
         client, self._client = self._client, None
         self._worker.stop()
         for answer in list(self._waiting):
-            _settle_now(answer, CloudUnreachable(self._lost or "the client was shut down"), None)
+            settle_now(answer, CloudUnreachable(self._lost or "the client was shut down"), None)
         if client is None:
             return
-        undertaker = _Worker()
+        undertaker = Worker()
         with suppress(TimeoutError, Exception):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await undertaker.call(client.shutdown)
@@ -205,7 +194,7 @@ class IoTHub:
 
     def _lose(self, client: Any, reason: str) -> None:
         if client is self._client:
-            self._lost = self._lost or reason
+            self._lost = self.problem = self._lost or reason
             self._connected.clear()
             self._attention.set()
 
@@ -261,75 +250,24 @@ class IoTHub:
                 await self._call("method response", lambda: client.send_method_response(response))
 
 
-class _Worker:
-    """A daemon thread that runs calls one after the other. Daemon: a call that hangs does not hinder the exit."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="iothub", daemon=True)
-            self._thread.start()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = function()
-            except Exception as error:
-                _settle(loop, future, error, None)
-            else:
-                _settle(loop, future, None, result)
-
-        self._calls.put(run)
-        return future
-
-    def stop(self) -> None:
-        self._calls.put(None)
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-
-
-def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", error: Any, result: Any) -> None:
-    """Settle a future from another thread."""
-    _soon(loop, _settle_now, future, error, result)
-
-
-def _soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
-    """Have the loop call function; from any thread."""
-    with suppress(RuntimeError):  # the loop is closed: we are on our way out
-        loop.call_soon_threadsafe(function, *arguments)
-
-
-def _settle_now(future: "asyncio.Future[Any]", error: Any, result: Any) -> None:
-    """Settle a future if anybody still waits for it."""
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
-
-
-def _fail_with(acknowledged: "asyncio.Future[None]", submitted: "asyncio.Future[None]") -> None:
-    if not submitted.cancelled() and submitted.exception() is not None:
-        _settle_now(acknowledged, submitted.exception(), None)
-
-
-def _create_client() -> Any:
+def _create_client(identity: Identity) -> Any:
     """In the worker: the import takes 0.3 s, and the workload socket is asked without a time limit."""
     # requests would load the tables of every East Asian encoding, 3 MB, to guess at answers that name their own.
     sys.modules.setdefault("charset_normalizer", None)  # type: ignore[arg-type]
     warnings.filterwarnings("ignore", module="requests")
-    from azure.iot.device import IoTHubModuleClient
+    from azure.iot.device import X509, IoTHubDeviceClient, IoTHubModuleClient
 
-    return IoTHubModuleClient.create_from_edge_environment(
-        auto_connect=False, connection_retry=False, ensure_desired_properties=False, sastoken_ttl=TOKEN_SECONDS
-    )
+    settings: dict[str, Any] = {"auto_connect": False, "connection_retry": False, "ensure_desired_properties": False}
+    if identity.under_edge:
+        return IoTHubModuleClient.create_from_edge_environment(sastoken_ttl=TOKEN_SECONDS, **settings)
+    if identity.trusted:
+        settings["server_verification_cert"] = identity.trusted
+    kind = IoTHubModuleClient if identity.module else IoTHubDeviceClient
+    if identity.connection_string:
+        return kind.create_from_connection_string(identity.connection_string, sastoken_ttl=TOKEN_SECONDS, **settings)
+    certificate = X509(identity.certificate, identity.key)  # type: ignore[no-untyped-call]
+    names = [identity.host, identity.device] + ([identity.module] if identity.module else [])
+    return kind.create_from_x509_certificate(certificate, *names, **settings)
 
 
 def _submit(
@@ -347,7 +285,7 @@ def _submit(
     message.content_encoding = properties.get("$.ce")
     loop = acknowledged.get_loop()
     client._mqtt_pipeline.send_message(
-        message, callback=lambda error=None, **_: _settle(loop, acknowledged, error, None)
+        message, callback=lambda error=None, **_: settle(loop, acknowledged, error, None)
     )
 
 

@@ -1,8 +1,9 @@
 """The uplink module: sends what the collector stored, and reports how far it is.
 
 Environment: BORDNETZ_OUTBOX (directory shared with the collector), BORDNETZ_OUTBOX_BYTES (quota, optional, the
-same for both modules), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.uplink.UplinkSettings. Direct method:
-getStatus.
+same for both modules), BORDNETZ_METERED (optional: a file that begins with 1 while the network costs by the byte;
+whoever knows writes it), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge
+sets. Twin: edge.uplink.UplinkSettings. Direct method: getStatus.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from edge import module
-from edge.cloud.iothub import IoTHub
+from edge.cloud.choose import choose_cloud
 from edge.outbox import Outbox
 from edge.twin import Twin
 from edge.uplink import Uplink, UplinkSettings
@@ -26,13 +27,14 @@ class Module:
     """The parts of one running uplink; all outbox calls run in the one thread of executor."""
 
     def __init__(self, folder: Path, outbox: Outbox, executor: ThreadPoolExecutor) -> None:
-        self.hub = IoTHub()
+        self.hub = choose_cloud("uplink")
         self._outbox = outbox
         self._executor = executor
         self._twin = Twin(UplinkSettings, folder / "settings-uplink.json", on_change=self._apply)
         self._first_sent_s: float | None = None
-        vehicle = os.environ["IOTEDGE_DEVICEID"]
-        self._uplink = Uplink(outbox, self.hub, executor, vehicle, on_first=self._note_first)
+        self._uplink = Uplink(
+            outbox, self.hub, executor, self.hub.vehicle, metered=is_metered, on_first=self._note_first
+        )
         self._apply(self._twin.settings)
         self.hub.on_twin = self._twin.update
         self.hub.on_method = self._answer
@@ -72,13 +74,32 @@ class Module:
         """Direct methods."""
         if method != "getStatus":
             return 404, {"error": f"there is no method {method}; there is: getStatus"}
-        own = {"inFlight": self._uplink.in_flight, "connected": self.hub.connected}
+        own = {
+            "inFlight": self._uplink.in_flight,
+            "window": self._uplink.window,
+            "problem": self._uplink.problem or self.hub.problem,
+            "connected": self.hub.connected,
+            "metered": self._uplink.metered,
+            "waitingForBudget": self._uplink.waiting_for_budget,
+        }
         return 200, {
             **await self._status(),
             **own,
             "client": dict(self.hub.counters),
             "settings": self._twin.state,
         }
+
+
+def is_metered() -> bool:
+    """As the file named by BORDNETZ_METERED says; without one, or where it cannot be read, it is not."""
+    path = os.environ.get("BORDNETZ_METERED")
+    if not path:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(1) == b"1"
+    except OSError:
+        return False
 
 
 async def run(stop: asyncio.Event) -> None:

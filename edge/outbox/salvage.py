@@ -1,0 +1,164 @@
+"""Making an outbox's database file, checking it after an unclean stop, and saving what is intact of a corrupted one.
+
+    nothing there ──► draft ──► outbox.db
+    corrupted     ──► draft, with every record that proves intact ──► outbox.salvaged ──► outbox.db
+                      the old file stays as outbox.corrupt
+
+All of it is done by a process that is alone in the directory, can be cut anywhere, and is then done again.
+"""
+# ruff: noqa: S608 (queries are put together from constants)
+
+import fcntl
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from edge.errors import OutboxError
+from edge.outbox import database
+from edge.outbox.database import CORRUPT
+from edge.outbox.files import Files, try_lock
+from edge.outbox.records import record_of
+
+log = logging.getLogger(__name__)
+
+OPEN_SECONDS = 30.0
+CHECK_SECONDS = 10.0  # for quick_check; the records have their own checksums
+
+
+def enter(lock: int, files: Files, quota_bytes: int) -> None:
+    """Hold the lock shared, with a database in place. Who is alone makes, checks or salvages it first."""
+    deadline = time.monotonic() + OPEN_SECONDS
+    while True:
+        if try_lock(lock, fcntl.LOCK_EX):
+            files.drop_ballast()
+            _prepare(files, quota_bytes)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return
+        if not files.suspect.exists() and try_lock(lock, fcntl.LOCK_SH):
+            if files.database.exists():
+                return
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        if time.monotonic() > deadline:
+            raise OutboxError(f"{files.folder}: another process did not let go of it in {OPEN_SECONDS:.0f} s")
+        time.sleep(0.02)
+
+
+def _prepare(files: Files, quota_bytes: int) -> None:
+    if not files.salvaged.exists():
+        if not files.database.exists():
+            with closing(_draft(files, os.urandom(16), quota_bytes)):
+                pass
+            files.draft.rename(files.database)
+        elif files.suspect.exists() or not _is_sound(files, quota_bytes):
+            _salvage(files, quota_bytes)
+    if files.salvaged.exists():
+        _put_in_place(files)
+    files.sync()
+
+
+def _draft(files: Files, outbox: bytes, quota_bytes: int) -> apsw.Connection:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{files.draft}{suffix}").unlink(missing_ok=True)
+    db = database.connect(files.draft, quota_bytes)
+    database.make(db, outbox)
+    return db
+
+
+def _is_sound(files: Files, quota_bytes: int) -> bool:
+    """Of the right format; and, after an unclean stop, whole. Raises NewerFormat."""
+    unclean = files.log.exists()
+    deadline = time.monotonic() + CHECK_SECONDS
+    try:
+        with closing(database.connect(files.database, quota_bytes)) as db:
+            database.check_format(db)
+            db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            return not unclean or database.rows(db, "PRAGMA quick_check(1)") == [("ok",)]
+    except apsw.InterruptError:
+        log.warning("%s: not checked to its end in %.0f s", files.database, CHECK_SECONDS)
+        return True
+    except CORRUPT:
+        return False
+
+
+def _salvage(files: Files, quota_bytes: int) -> None:
+    """Copy what is intact into a new outbox; a new id, because the old one's last sequences may be lost."""
+    outbox = os.urandom(16)
+    with closing(_draft(files, outbox, quota_bytes)) as new:
+        try:
+            old = database.connect(files.database, quota_bytes)
+        except CORRUPT:
+            log.error("%s is not a database any more, nothing could be salvaged", files.database)
+        else:
+            with closing(old):
+                with suppress(*CORRUPT, apsw.FullError):
+                    database.check_format(old)
+                saved = _copy_records(old, new)
+                database.transact(new, lambda: _copy_rest(old, new, outbox))
+            log.error("%s is corrupted, %d records were salvaged", files.database, saved)
+    files.draft.rename(files.salvaged)
+    files.sync()
+
+
+def _copy_records(old: apsw.Connection, new: apsw.Connection) -> int:
+    """Every record that can still be read, found by the index and from both ends of the table."""
+    orders = ("NOT INDEXED ORDER BY sequence", "NOT INDEXED ORDER BY sequence DESC", "INDEXED BY queue")
+    found = {row[0] for order in orders for row in _readable(old, f"SELECT sequence FROM records {order}")}
+    queue, saved = iter(sorted(sequence for sequence in found if isinstance(sequence, int))), 0
+    query = f"SELECT {database.ROW} FROM records NOT INDEXED WHERE sequence = ?"
+    while some := list(itertools.islice(queue, 50)):
+        intact = [record for one in some for row in _readable(old, query, one) if (record := record_of(row))]
+        try:
+            database.transact(new, lambda: database.insert_all(new, intact))  # noqa: B023
+        except apsw.FullError:
+            break
+        saved += len(intact)
+    return saved
+
+
+def _copy_rest(old: apsw.Connection, new: apsw.Connection, outbox: bytes) -> None:
+    """Cursors, ledger and totals; sequences go on where the old outbox stopped."""
+    for table in ("cursors", "ledger"):
+        for row in _readable(old, f"SELECT * FROM {table}"):
+            new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    newest = database.rows(new, "SELECT sequence, outbox FROM records ORDER BY sequence DESC LIMIT 1")
+    last, old_id = newest[0] if newest else (0, None)
+    with suppress(*CORRUPT):
+        old_id = database.id_of(old)
+    lost = 0
+    for waiting, evicted, seq, age in _readable(old, "SELECT records, evicted, last_sequence, age_s FROM totals"):
+        if all(isinstance(number, int) for number in (waiting, evicted, seq, age)):
+            last = max(last, seq)
+            lost = max(0, waiting - database.value(new, "SELECT records FROM totals"))
+            new.execute("UPDATE totals SET evicted = ?, age_s = ?", (evicted, age))
+    database.set_sequence(new, last)
+    if old_id and last:
+        new.execute("INSERT INTO meta VALUES ('previous', ?)", (old_id,))
+        database.enter_entry(new, old_id, b"", "corrupt", 1, last, lost)
+        database.enter_entry(new, outbox, b"", "salvage", 1, last, 0)
+        new.execute("UPDATE totals SET evicted = evicted + ?", (lost,))
+
+
+def _readable(db: apsw.Connection, query: str, *bindings: Any) -> Iterator[tuple[Any, ...]]:
+    """Rows up to the first one that cannot be read."""
+    with suppress(apsw.Error, UnicodeDecodeError), closing(db.execute(query, bindings)) as found:
+        yield from found
+
+
+def _put_in_place(files: Files) -> None:
+    """Finish a salvage. Can be cut anywhere and done again; the old log never meets the new database."""
+    files.log.unlink(missing_ok=True)
+    files.index.unlink(missing_ok=True)
+    files.sync()
+    with suppress(FileNotFoundError):
+        files.database.replace(files.corrupt)
+    files.sync()
+    files.salvaged.replace(files.database)
+    files.sync()
+    files.suspect.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""Outboxes of other versions, owners and ages; times to live; what the cloud has not confirmed."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from cy_core.crc32c import crc32c
+from edge.errors import InputError
+from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
+from edge.outbox.database import FORMAT_1
+from tests.test_outbox import drain, new
+
+DAY = 86_400
+
+
+class Clock:
+    """Seconds of a boot, as a test wants them."""
+
+    def __init__(self) -> None:
+        self.boot, self.seconds = b"first", 1000
+
+    def __call__(self) -> tuple[bytes, int]:
+        return self.boot, self.seconds
+
+
+def lasting(ttl_s: int, body: bytes = b"body", priority: int = 5) -> NewRecord:
+    return NewRecord(priority, "drive", bytes(32), body, ttl_s)
+
+
+# Times to live
+
+
+def test_a_record_whose_time_is_over_goes_and_the_ledger_says_so(tmp_path):
+    clock = Clock()
+    with Outbox(tmp_path, clock=clock) as outbox:
+        outbox.append([lasting(60), lasting(0), lasting(3600)])
+        clock.seconds += 59
+        assert outbox.expire() == 0
+        clock.seconds += 1
+        assert outbox.expire() == 1
+        assert list(drain(outbox)) == [2, 3]
+        [entry] = outbox.ledger()
+        assert (entry.first_sequence, entry.count, entry.reason, entry.stream) == (1, 1, "expired", "drive")
+
+
+def test_a_clock_of_another_boot_expires_nothing_and_the_age_goes_on_from_what_was_kept(tmp_path):
+    clock = Clock()
+    with Outbox(tmp_path, clock=clock) as outbox:
+        outbox.append([lasting(DAY)])
+        clock.seconds += DAY // 2
+        outbox.expire()
+    clock.boot, clock.seconds = b"second", 40 * 365 * DAY
+    with Outbox(tmp_path, clock=clock) as outbox:
+        assert outbox.expire() == 0
+        clock.seconds += DAY // 2
+        assert outbox.expire() == 1
+
+
+def test_at_the_quota_what_has_expired_goes_first_however_important_it_is(tmp_path):
+    clock = Clock()
+    with Outbox(tmp_path, MIN_QUOTA_BYTES, clock) as outbox:
+        outbox.append([lasting(60, bytes(200_000), 0) for _ in range(15)])
+        clock.seconds += 60
+        while not outbox.stats().evicted:
+            outbox.append([new(bytes(200_000), 9)])
+        assert [entry.reason for entry in outbox.ledger()] == ["expired"]
+        assert outbox.stats().evicted == 15
+
+
+def test_a_flipped_time_to_live_is_noticed(tmp_path):
+    with Outbox(tmp_path) as outbox:
+        outbox.append([lasting(3600), lasting(0)])
+    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+        db.execute("UPDATE records SET expires = 1 WHERE sequence = 2; UPDATE records SET expires = NULL")
+        db.execute("UPDATE records SET expires = NULL WHERE sequence = 1")
+    with Outbox(tmp_path) as outbox:
+        assert list(drain(outbox)) == [2]
+        assert [entry.reason for entry in outbox.ledger()] == ["corrupt"]
+
+
+# Confirmation
+
+
+def test_held_records_are_kept_until_confirmed_and_gaps_go_back_into_the_queue(tmp_path):
+    with Outbox(tmp_path) as outbox:
+        outbox.append([new(priority=i % 2) for i in range(10)])
+        outbox.hold(range(1, 9), ("spent", b"8"))
+        assert [record.sequence for record in outbox.peek(1000, 10)] == [9, 10]
+        assert (outbox.stats().records, outbox.stats().held) == (10, 8)
+    with Outbox(tmp_path) as outbox:
+        assert outbox.cursor("spent") == b"8"
+        assert outbox.confirm(bytes(16), 10, []) == (0, 0)  # of another outbox
+        assert outbox.confirm(outbox.id, 6, [(2, 3), (6, 7), (40, 50)]) == (3, 3)
+        assert outbox.confirm(outbox.id, 6, [(2, 3), (6, 7)]) == (0, 0)
+        assert (outbox.stats().records, outbox.stats().held) == (7, 2)
+        assert sorted(drain(outbox)) == [2, 3, 6, 9, 10]
+        assert outbox.confirm(outbox.id, 100, []) == (2, 0)
+        assert outbox.stats().records == outbox.stats().held == 0
+
+
+def test_at_the_quota_what_the_hub_has_goes_before_what_it_has_not(tmp_path):
+    with Outbox(tmp_path) as outbox:
+        outbox.append([new(priority=0), new(priority=9)])
+        outbox.hold([1])
+        outbox.evict(1)
+        assert [entry.first_sequence for entry in outbox.ledger()] == [1]
+        assert outbox.stats().held == 0
+
+
+# Versions
+
+
+def test_an_outbox_of_format_1_is_taken_over_with_all_it_holds(tmp_path):
+    old_id = bytes(range(16))
+    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        db.execute(FORMAT_1)
+        db.execute("INSERT INTO meta VALUES ('format', '1'), ('id', ?), ('check', ?)", (old_id, crc32c(old_id)))
+        head = old_id + (1).to_bytes(8, "little") + b"\x05" + (5).to_bytes(2, "little") + b"drive" + bytes(32)
+        row = (1, 5, 4, crc32c(head + b"body"), old_id, b"drive", bytes(32), b"body")
+        db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        db.execute("INSERT INTO cursors VALUES ('log', x'37')")
+    with Outbox(tmp_path) as outbox:
+        assert (outbox.id, outbox.cursor("log")) == (old_id, b"7")
+        assert outbox.append([lasting(60)]) == [2]
+        assert drain(outbox) == {1: b"body", 2: b"body"}
+    assert not (tmp_path / "outbox.corrupt").exists()
+
+
+def test_an_outbox_of_a_newer_version_is_left_alone_and_named(tmp_path):
+    with Outbox(tmp_path) as outbox:
+        outbox.append([new()])
+    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+        db.execute("PRAGMA user_version = 3; UPDATE meta SET value = '3' WHERE name = 'format'; CREATE TABLE more (a)")
+    for suspect in (False, True):
+        if suspect:
+            (tmp_path / "outbox.suspect").touch()
+        with pytest.raises(InputError, match=r"outbox\.db: belongs to a later version: it has format 3.*update"):
+            Outbox(tmp_path)
+    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+        assert db.execute("SELECT count(*) FROM records").fetchall() == [(1,)]
+    assert not (tmp_path / "outbox.corrupt").exists()
+
+
+# Places
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_directory_of_somebody_else_is_named_with_its_owner(mode):
+    if os.geteuid():
+        pytest.skip("only root can act as somebody else")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "outbox"
+        with Outbox(folder):
+            pass
+        folder.chmod(mode)
+        code = f"""
+import os
+from edge.errors import InputError
+from edge.outbox import Outbox
+os.setgid(65534)
+os.setuid(65534)
+try:
+    Outbox({str(folder)!r})
+except InputError as error:
+    print(error)
+"""
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "cannot hold the outbox" in said
+    assert "it belongs to user 0: give it to user 65534" in said
+    assert said.count("\n") == 1
+
+
+def test_a_read_only_disk_is_one_line(tmp_path):
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"a read-only disk needs the right to mount: {mount.stderr.strip()}")
+    try:
+        with pytest.raises(InputError, match=r"cannot hold the outbox \(Read-only file system\); bind a writable"):
+            Outbox(Path(tmp_path) / "outbox")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
