@@ -32,6 +32,9 @@ class StreamAudit(msgspec.Struct):
     idle_frames: int = 0  # collected for other streams: this campaign was not running
     holes: list[Range] = []  # frames in no block, and nobody said so
     overlaps: list[Range] = []  # frames in two blocks
+    clocks: dict[str, int] = {}  # blocks, by what their own clock was worth
+    corrected_blocks: int = 0  # dated by another block's clock
+    undecoded_blocks: int = 0  # not in the table; problems say why
     counters: dict[str, int] = {}
 
     def __str__(self) -> str:
@@ -42,6 +45,10 @@ class StreamAudit(msgspec.Struct):
             (self.idle_frames, "while it was not running"),
         ):
             parts += [f"{count:,} frames {what}"] if count else []
+        clocks = ", ".join(f"{count:,} {quality}" for quality, count in sorted(self.clocks.items()))
+        parts += [f"clocks of blocks: {clocks}"] if set(self.clocks) - {"recorded"} else []
+        parts += [f"{self.corrected_blocks:,} blocks dated by a later clock"] if self.corrected_blocks else []
+        parts += [f"NOT DECODED: {self.undecoded_blocks:,} blocks"] if self.undecoded_blocks else []
         parts += [f"UNEXPLAINED: no block has frames {show(self.holes)}"] if self.holes else []
         parts += [f"TWICE: frames {show(self.overlaps)}"] if self.overlaps else []
         return f"{self.vehicle}, {self.stream} from {self.source}: {'; '.join(parts)}"

@@ -1,15 +1,18 @@
-"""Messages as IoT Hub routes them to storage, in its JSON form: one object a line, the body in base64.
+"""What the cloud received, as files hold it: one message after the other, or what is wrong with it.
 
-    <folder>/<hub>/<partition>/2026/11/24/15/07.json
+    *.json   IoT Hub's routing to storage, JSON form: one object a line, the body in base64
+    *.avro   IoT Hub's routing to storage, Avro form, and Event Hubs capture: see fleet/avro.py
 
-What is no message of ours is data: it is reported with its file and line, and the rest is read.
+What is no message of ours is data: it is reported with its place, and the rest is read. Memory holds one file.
 """
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,17 +20,19 @@ from edge.errors import BlockCorrupt, InputError
 from edge.message import Envelope, unpack
 
 CONTENT_TYPE = "application/x-protobuf"
+MESSAGE_FILES = (".json", ".avro")
+LONGEST_LINE_BYTES = 1 << 20  # a message of 256 KB as base64, with its properties escaped
+PATH_CHARACTERS = re.compile(r"[/\\\x00-\x1f\x7f]|^\.{1,2}$")
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A line of a file; offset is that of its first byte."""
+    """The nth line or record of a file, counted from 1; 0 is the file as a whole."""
 
     path: Path
-    line: int
-    offset: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        return f"{self.path}:{self.number}" if self.number else str(self.path)
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -36,6 +41,7 @@ class Received(msgspec.Struct, frozen=True):
     place: Place
     vehicle: str
     enqueued_us: int
+    body: bytes
     envelope: Envelope
 
 
@@ -53,53 +59,76 @@ class Other(msgspec.Struct, frozen=True):
     place: Place
 
 
+Found = Received | Unreadable | Other
+
+
 def files(folders: Iterable[Path | str]) -> list[Path]:
-    """The message files below these folders, oldest first. Raises InputError: there is no such folder."""
+    """All files below these folders but hidden ones, oldest first. Raises InputError: there is no such folder."""
     found: set[Path] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(folder, "is no folder of messages", "give the folder that IoT Hub's routing writes to")
-        found.update(path for path in folder.rglob("*.json") if path.is_file())
+        found.update(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
     return sorted(found)
 
 
-def read(paths: Iterable[Path]) -> Iterator[Received | Unreadable | Other]:
-    """Every line of these files as a message, or as what is wrong with it."""
-    for path in paths:
-        offset = 0
-        try:
-            with path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    yield parse(Place(path, number, offset), line)
-                    offset += len(line)
-        except OSError as error:
-            raise InputError(path, f"cannot be read ({error.strerror})", "give folders that can be read") from error
-
-
-def line_at(place: Place) -> bytes:
-    """Raises InputError: the file is gone."""
+def read(path: Path) -> Iterator[Found]:
+    """Every message of this file, or what is wrong with it. Raises InputError: the file cannot be read."""
     try:
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            return file.readline()
+        if path.suffix == ".json":
+            yield from _read_lines(path)
+        elif path.suffix == ".avro":
+            from fleet import avro
+
+            yield from avro.read(path)
+        else:
+            yield Unreadable(Place(path, 0), f"is no file of messages by its name ({' or '.join(MESSAGE_FILES)})")
     except OSError as error:
-        raise InputError(place, f"cannot be read again ({error.strerror})", "decode again") from error
+        raise InputError(path, f"cannot be read ({error.strerror})", "give folders that can be read") from error
 
 
-def parse(place: Place, line: bytes) -> Received | Unreadable | Other:
+def _read_lines(path: Path) -> Iterator[Found]:
+    with path.open("rb") as file:
+        number = 1
+        while line := file.readline(LONGEST_LINE_BYTES):
+            if line.endswith(b"\n") or len(line) < LONGEST_LINE_BYTES:
+                yield parse_line(Place(path, number), line)
+            else:
+                yield Unreadable(Place(path, number), f"the line is longer than {LONGEST_LINE_BYTES:,} bytes")
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE_BYTES)
+            number += 1
+
+
+def parse_line(place: Place, line: bytes) -> Found:
     try:
-        message = json.loads(line)
-        system = message["SystemProperties"]
-        if system.get("contentType", CONTENT_TYPE) != CONTENT_TYPE:
-            return Other(place)
-        sender = system["connectionDeviceId"]
-        enqueued = datetime.fromisoformat(message["EnqueuedTimeUtc"]).replace(tzinfo=UTC)
-        envelope = unpack(base64.b64decode(message["Body"], validate=True))
+        row = json.loads(line)
+        system = row["SystemProperties"]
+        enqueued = datetime.fromisoformat(row["EnqueuedTimeUtc"]).replace(tzinfo=UTC)
+        body = base64.b64decode(row["Body"], validate=True) if is_ours(system) else b""
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Unreadable(place, f"no message in IoT Hub's JSON form ({type(error).__name__}: {error})")
+    return take(place, system, enqueued, body)
+
+
+def is_ours(system: Mapping[str, Any]) -> bool:
+    return bool(system.get("contentType", CONTENT_TYPE) == CONTENT_TYPE)
+
+
+def take(place: Place, system: Mapping[str, Any], enqueued: datetime, body: bytes) -> Found:
+    """What a message is, given its system properties under the names that the storage routing gives them."""
+    if not is_ours(system):
+        return Other(place)
+    sender = system.get("connectionDeviceId")
+    if not isinstance(sender, str) or not sender:
+        return Unreadable(place, "nothing says which device sent the message (connectionDeviceId)")
+    if PATH_CHARACTERS.search(sender):
+        return Unreadable(place, f"no device is called {sender!r}: that is a path")
+    try:
+        envelope = unpack(body)
     except BlockCorrupt as error:
         return Unreadable(place, str(error))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Unreadable(place, f"no message in IoT Hub's JSON form ({type(error).__name__}: {error})")
-    if envelope.vehicle_id != sender or not sender:
+    if envelope.vehicle_id != sender:
         # The hub knows who sent it; what the message says of itself is not to be trusted over that.
         return Unreadable(place, f"a message of {envelope.vehicle_id!r} that {sender!r} sent")
-    return Received(place, sender, round(enqueued.timestamp() * 1e6), envelope)
+    return Received(place, sender, round(enqueued.timestamp() * 1e6), body, envelope)

@@ -9,6 +9,7 @@
 One row a sample. Everything is done on whole columns; no Python object is made for a value.
 """
 
+import json
 import struct
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from cy_core.columns import Columns
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal, no_values
+from edge.manifest import DecoderManifest, Message, Signal, no_values
 from fleet.csv_file import CsvFile
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -41,6 +42,16 @@ SCHEMA = pa.schema(
 )
 # On the way to a file, rows also have the number of their signal in the manifest; files do not.
 ORDER = "_order"
+FACTS = b"bordnetz"
+# Sorted by time: differences are small, and the page index finds a time without reading the rest.
+LAYOUT: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["bus", "message", "signal", "label", "raw", "value"],
+    "column_encoding": {"time_us": "DELTA_BINARY_PACKED"},
+    "write_page_index": True,
+    "sorting_columns": [pq.SortingColumn(0)],
+}
+TABLE_FILE = "_table.json"  # readers of a folder of Parquet pass over names that begin so
 PARTITIONS = ("vehicle", "campaign", "date")
 ROWS_IN_GROUP = 1 << 18
 EXACT = 1 << 53  # float64 holds every whole number up to here
@@ -58,7 +69,7 @@ class TableMaker:
 
     def __init__(self, manifest: DecoderManifest) -> None:
         self.manifest = manifest
-        signals = [(message, signal) for message in manifest.messages for signal in message.signals]
+        self.signals = signals = [(message, signal) for message in manifest.messages for signal in message.signals]
         self._firsts = np.cumsum([0, *(len(message.signals) for message in manifest.messages)])
         self._buses = _Names(message.bus for message, _ in signals)
         self._messages = _Names(message.name for message, _ in signals)
@@ -92,6 +103,10 @@ class TableMaker:
             schema=SCHEMA.append(pa.field(ORDER, pa.int32())),
         )
 
+    def numbers(self, columns: Columns) -> set[int]:
+        """Of the signals that the columns hold: places in self.signals."""
+        return {int(self._firsts[group.message]) + index for group in columns.groups() for index, _, _ in group.columns}
+
     def _group(self, group: Any) -> Iterator[tuple[Numbers, ...]]:
         times = np.frombuffer(group.times, np.int64)
         first = self._firsts[group.message]
@@ -104,6 +119,21 @@ class TableMaker:
             if len(column) != len(times):
                 parts = [np.repeat(array, len(times)) for array in parts]
             yield times, np.full(len(times), first + index, np.int32), *parts
+
+
+def signal_facts(named: tuple[Message, Signal]) -> tuple[str, dict[str, Any]]:
+    """What a table says of a signal: its name with bus and message, unit, step, and how exact its rows are.
+
+    max_error is in the signal's unit, time_tolerance_us against the vehicle's own clock. Blocks of format 1 keep
+    every raw value and its time as they were.
+    """
+    message, signal = named
+    return f"{message.bus}.{message.name}.{signal.name}", {
+        "unit": signal.unit,
+        "step": signal.factor,
+        "max_error": 0.0,
+        "time_tolerance_us": 0,
+    }
 
 
 def physical(signal: Signal, column: Numbers) -> Numbers:
@@ -220,10 +250,11 @@ def open_writer(path: Path, manifest: DecoderManifest) -> Iterator[Any]:
 
 
 class ParquetFile:
-    """Small tables are put together to row groups of a useful size."""
+    """Small tables are put together to row groups of a useful size; facts go into the metadata of the schema."""
 
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+    def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+        schema = SCHEMA.with_metadata({FACTS: json.dumps(facts)}) if facts else SCHEMA
+        self._writer = pq.ParquetWriter(path, schema, **LAYOUT)
         self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> "ParquetFile":
@@ -258,7 +289,7 @@ def read(folder: Path | str, manifests: Mapping[str, DecoderManifest] | Path | N
         with tempfile.TemporaryDirectory() as scratch:
             decode([folder], manifests, Path(scratch) / "table")
             return _read(Path(scratch) / "table")
-    if not folder.is_dir() or not any(folder.rglob("*.parquet")):
+    if not (folder / TABLE_FILE).exists() and not any(folder.rglob("*.parquet")):
         raise InputError(folder, "holds no table", "`bordnetz fleet decode` makes one")
     return _read(folder)
 
@@ -266,8 +297,28 @@ def read(folder: Path | str, manifests: Mapping[str, DecoderManifest] | Path | N
 def _read(folder: Path) -> pa.Table:
     paths = [str(path) for path in sorted(folder.rglob("*.parquet"))]
     fields = pa.schema([(name, TEXT) for name in PARTITIONS])
-    partitioning = pa.dataset.partitioning(fields, flavor="hive", dictionaries="infer")
     if not paths:
         return pa.schema([*SCHEMA, *fields]).empty_table()
-    table = pa.dataset.dataset(paths, format="parquet", partitioning=partitioning).to_table()
-    return table.select([*SCHEMA.names, *PARTITIONS]).unify_dictionaries()
+    partitioning = pa.dataset.partitioning(fields, flavor="hive", dictionaries="infer")
+    found = pa.dataset.dataset(paths, format="parquet", partitioning=partitioning)
+    table = found.to_table().select([*SCHEMA.names, *PARTITIONS]).unify_dictionaries()
+    return table.replace_schema_metadata({FACTS: json.dumps(_facts(paths))})
+
+
+def facts(table: pa.Table) -> dict[str, Any]:
+    """What a table that `read` gave says of itself: manifests (hashes), and signals as signal_facts has them."""
+    found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(FACTS, b"{}"))
+    return found
+
+
+def _facts(paths: Iterable[str]) -> dict[str, Any]:
+    """Of all files; a signal is as exact as where it is least."""
+    manifests, signals = set[str](), dict[str, dict[str, Any]]()
+    for path in paths:
+        of_file = json.loads((pq.read_schema(path).metadata or {}).get(FACTS, b"{}"))
+        manifests.update(of_file.get("manifests", ()))
+        for name, fact in of_file.get("signals", {}).items():
+            known = signals.setdefault(name, fact)
+            for key in ("max_error", "time_tolerance_us"):
+                known[key] = max(known[key], fact[key])
+    return {"manifests": sorted(manifests), "signals": signals}

@@ -27,7 +27,7 @@ from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Counters, Coverage, Eviction, Quality, Record, pack
 from fleet import table
 from fleet.audit import Audit, explain
-from fleet.decode import decode, load_manifests
+from fleet.decode import decode, load_manifests, open_table
 from fleet.log import decode_log
 from fleet.ranges import Ranges, show
 from fleet.sort import Sorter, in_order
@@ -54,6 +54,7 @@ MANIFEST = DecoderManifest(
 )
 DECODER = Decoder(MANIFEST)
 SECOND_US = 1_000_000
+BOOT_US = 1_795_500_000 * SECOND_US  # 2026-11-24
 RECORDED = Clock(quality=Quality.RECORDED)
 Row = tuple[int, str, str, str, int | float, float, str | None]
 
@@ -102,12 +103,13 @@ def message_of(
     vehicle: str = VEHICLE,
     outbox: bytes = OUTBOX,
     manifest: DecoderManifest = MANIFEST,
+    enqueued: str = "2026-11-24T15:00:00.1230000Z",
     **system: str,
 ) -> bytes:
     """A line as IoT Hub's routing writes it."""
     body = pack(vehicle, outbox, bytes.fromhex(manifest.hash), records, evictions)
     line = {
-        "EnqueuedTimeUtc": "2026-11-24T15:00:00.1230000Z",
+        "EnqueuedTimeUtc": enqueued,
         "Properties": {},
         "SystemProperties": {
             "connectionDeviceId": vehicle,
@@ -131,7 +133,7 @@ def put(folder: Path, *files: Iterable[bytes]) -> Path:
 
 def decoded(folder: Path, *files: Iterable[bytes]) -> tuple[list[Row], Audit]:
     audit = decode([put(folder, *files)], {MANIFEST.hash: MANIFEST}, folder / "table")
-    return rows_in(table.read(folder / "table")) if audit.samples else [], audit
+    return rows_in(table.read(folder / "table")), audit
 
 
 def rows_in(found: pa.Table) -> list[Row]:
@@ -379,7 +381,10 @@ def test_whatever_comes_however_often_in_whatever_order_is_in_the_table_once_and
     evictions = [eviction(first, last, last - first + 1) for first, last in Ranges((n, n) for n in evicted)]
     sent = [*sorted(arrived), *data.draw(st.lists(st.sampled_from(sorted(arrived)), max_size=6))]
     sent = data.draw(st.permutations(sent))
-    lines = [message_of([records[n]], data.draw(st.sampled_from([(), evictions]))) for n in sent]
+    lines = [
+        message_of([records[n]], data.draw(st.sampled_from([(), evictions])), enqueued=f"2026-11-24T15:00:{second:02}Z")
+        for second, n in enumerate(sent)
+    ]
     lines.append(message_of([], evictions))
     at = data.draw(st.integers(0, len(lines)))
     rows, audit = decoded(tmp_path_factory.mktemp("fleet"), lines[:at], lines[at:])
@@ -415,7 +420,7 @@ def test_an_outbox_made_by_a_salvage_begins_where_the_old_one_ended(tmp_path: Pa
     assert audit.ok, str(audit)
     gone = eviction(1, 6, 1, "", "corrupt")
     old = message_of([record_of(n, block_of(n, n + 1)) for n in (1, 4)], [gone], outbox=bytes(16))
-    _, audit = decoded(tmp_path, [old])
+    _, audit = decoded(tmp_path / "old", [old])
     assert audit.outboxes[0].explained == [(2, 3), (5, 6)]
     assert audit.ok, str(audit)
 
@@ -457,8 +462,11 @@ def test_a_block_that_does_not_decode_is_named_and_the_rest_is_decoded(tmp_path:
     ]
     rows, audit = decoded(tmp_path, [message_of(records)])
     assert rows == rows_of([*range(3), *range(6, 9)])
-    assert "00.json:1: record 2 of drive: the block does not match its checksum; left out" in audit.problems[0]
-    assert "record 3 of drive: it covers frames 9 to 6; left out" in audit.problems[1]
+    assert audit.problems == [
+        "truck-7, outbox 00010203: record 3 of drive: it covers frames 9 to 6; left out",
+        "truck-7, outbox 00010203: record 2 of drive: the block does not match its checksum; left out",
+    ]
+    assert [stream.undecoded_blocks for stream in audit.streams] == [1]
     assert not audit.ok
 
 
@@ -468,12 +476,16 @@ def test_messages_of_an_unknown_manifest_are_kept_until_it_is_there(tmp_path: Pa
     (tmp_path / "manifests").mkdir()
     audit = decode([messages], tmp_path / "manifests", tmp_path / "table")
     assert audit.problems == [
-        f"1 messages need decoder manifest {MANIFEST.hash}, which was not given; kept in _undecoded/"
+        f"truck-7: 1 records need decoder manifest {MANIFEST.hash}, which was not given; "
+        "they are kept, and decoded once it is"
     ]
     assert not audit.ok
     MANIFEST.save(tmp_path / "manifests/a.manifest")
     (tmp_path / "manifests/notes.txt").write_text("not a manifest")
-    found = table.read(tmp_path / "table/_undecoded", tmp_path / "manifests")
+    put(tmp_path, [])  # the messages need not be there any more
+    audit = decode([messages], tmp_path / "manifests", tmp_path / "table")
+    assert audit.ok, str(audit)
+    found = table.read(tmp_path / "table")
     assert rows_in(found) == rows_of(range(3))
     assert found.column_names == [*table.SCHEMA.names, "vehicle", "campaign", "date"]
 
@@ -492,40 +504,68 @@ def test_a_damaged_manifest_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_samples_are_dated_in_utc_and_filed_by_day(tmp_path: Path) -> None:
-    midnight_us = 1_795_651_200 * SECOND_US  # 2026-11-26
+    midnight_us = 1_795_564_800 * SECOND_US  # 2026-11-25, nine hours ahead of the cloud's clock
     boot_us = midnight_us - 25_000
     clock = Clock(bytes(16), boot_us, Quality.SYNCHRONISED)
     rows, _ = decoded(tmp_path, [message_of([record_of(1, block_of(0, 6, source="can", clock=clock))])])
     assert rows == rows_of(range(6), boot_us)
     days = {path.parent.name: pq.read_table(path, partitioning=None).num_rows for path in tmp_path.rglob("*.parquet")}
-    assert days == {"date=2026-11-25": len(rows_of(range(3))), "date=2026-11-26": len(rows_of(range(3, 6)))}
+    assert days == {"date=2026-11-24": len(rows_of(range(3))), "date=2026-11-25": len(rows_of(range(3, 6)))}
 
 
 def test_a_clock_that_is_set_late_dates_the_earlier_blocks_of_its_boot_too(tmp_path: Path) -> None:
     boots = [bytes([n]) * 16 for n in range(2)]
     clocks = [
         Clock(boots[0], 0, Quality.UNKNOWN),
-        Clock(boots[0], 7, Quality.SYSTEM),
-        Clock(boots[0], 5_000_000, Quality.SYNCHRONISED),
-        Clock(boots[0], 5_000_003, Quality.SYNCHRONISED),
-        Clock(boots[0], 9, Quality.SYSTEM),
-        Clock(boots[1], 11, Quality.SYSTEM),
+        Clock(boots[0], BOOT_US + 7, Quality.SYSTEM),
+        Clock(boots[0], BOOT_US + 5_000_000, Quality.SYNCHRONISED),
+        Clock(boots[0], BOOT_US + 5_000_003, Quality.SYNCHRONISED),
+        Clock(boots[0], BOOT_US + 9, Quality.SYSTEM),
+        Clock(boots[1], BOOT_US + 11, Quality.SYSTEM),
     ]
     lines = [
         message_of([record_of(n, block_of(n, n + 1, source="can", clock=clock))])
         for n, clock in enumerate(clocks, start=1)
     ]
-    rows, _ = decoded(tmp_path, lines[::-1])
+    rows, audit = decoded(tmp_path, lines[::-1])
     offsets = [5_000_000, 5_000_000, 5_000_000, 5_000_003, 5_000_003, 11]
-    assert Counter(rows) == Counter(row for n, at in enumerate(offsets, start=1) for row in rows_of([n], at))
+    assert Counter(rows) == Counter(row for n, at in enumerate(offsets, start=1) for row in rows_of([n], BOOT_US + at))
+    (stream,) = audit.streams
+    assert (stream.clocks, stream.corrected_blocks) == ({"unknown": 1, "system": 3, "synchronised": 2}, 3)
 
 
-def test_a_clock_beyond_the_calendar_is_named_and_stops_nothing(tmp_path: Path) -> None:
-    wild = Clock(bytes(16), 1 << 62, Quality.SYNCHRONISED)
+@pytest.mark.parametrize("offset_us", [0, 4_300_000_000 * SECOND_US, 1 << 62, -(1 << 62)])  # 1970, 2106, …
+def test_a_clock_that_cannot_be_right_is_named_and_stops_nothing(tmp_path: Path, offset_us: int) -> None:
+    wild = Clock(bytes(16), offset_us, Quality.SYNCHRONISED)
     records = [record_of(1, block_of(0, 3)), record_of(2, block_of(3, 6, source="can", clock=wild))]
     rows, audit = decoded(tmp_path, [message_of(records)])
     assert rows == rows_of(range(3))
-    assert "record 2 of drive: its samples are of 4611686018427417904 to" in audit.problems[0]
+    assert "record 2 of drive: its clock cannot be right: samples of " in audit.problems[0]
+    assert not audit.ok
+
+
+def test_a_record_with_an_impossible_clock_waits_for_a_better_one_of_its_boot(tmp_path: Path) -> None:
+    wild, right = Clock(bytes(16), 7, Quality.SYNCHRONISED), Clock(bytes(16), BOOT_US, Quality.SYSTEM)
+    assert not decoded(tmp_path, [message_of([record_of(1, block_of(0, 3, source="can", clock=wild))])])[0]
+    line = message_of([record_of(2, block_of(3, 6, source="can", clock=right))])
+    rows, audit = decoded(tmp_path, [line])
+    assert rows == rows_of(range(6), BOOT_US)
+    assert audit.ok, str(audit)
+
+
+def test_an_anchor_that_comes_in_a_later_run_moves_rows_to_another_day(tmp_path: Path) -> None:
+    midnight_us = 1_795_478_400 * SECOND_US  # 2026-11-24
+    early = Clock(bytes(16), midnight_us - 50_000, Quality.SYSTEM)
+    right = Clock(bytes(16), midnight_us, Quality.SYNCHRONISED)
+    decoded(tmp_path, [message_of([record_of(1, block_of(0, 3, source="can", clock=early))])])
+    assert dates(tmp_path) == {"date=2026-11-23"}
+    rows, _ = decoded(tmp_path, [message_of([record_of(2, block_of(3, 6, source="can", clock=right))])])
+    assert rows == rows_of(range(6), midnight_us)
+    assert dates(tmp_path) == {"date=2026-11-24"}
+
+
+def dates(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("date=*")}
 
 
 # --- frames of the source
@@ -547,7 +587,7 @@ def test_frames_missing_on_a_live_bus_are_counted_and_holes_that_nobody_knows_of
 
 
 def test_a_live_source_that_starts_anew_has_neither_hole_nor_overlap(tmp_path: Path) -> None:
-    boots = [Clock(bytes([n]) * 16, 0, Quality.SYSTEM) for n in range(2)]
+    boots = [Clock(bytes([n]) * 16, BOOT_US, Quality.SYSTEM) for n in range(2)]
     blocks_ = [
         block_of(50, 55, source="can", clock=boots[0]),
         block_of(90, 95, source="can", clock=boots[1]),
@@ -583,7 +623,7 @@ def test_frames_of_a_recording_that_come_twice_are_named(tmp_path: Path) -> None
 # --- the table as a whole
 
 
-@pytest.mark.parametrize("vehicle", ["0042", "..", "a/b=c d%2F", "grün", "x" * 128])
+@pytest.mark.parametrize("vehicle", ["0042", "...", "a?b=c d%2F", "grün", "x" * 128])
 def test_any_vehicle_has_its_folder_inside_the_table(tmp_path: Path, vehicle: str) -> None:
     lines = [
         message_of([record_of(1, block_of(0, 2), "c")], vehicle=vehicle),
@@ -598,26 +638,93 @@ def test_any_vehicle_has_its_folder_inside_the_table(tmp_path: Path, vehicle: st
     assert set(found["date"].to_pylist()) == {"1970-01-01"}
 
 
-def test_a_table_is_replaced_as_a_whole_and_an_interrupt_leaves_the_one_before(tmp_path: Path) -> None:
-    messages = put(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
-    decode([messages], {MANIFEST.hash: MANIFEST}, tmp_path / "table")
-    put(tmp_path, [message_of([record_of(1, block_of(0, 9))])])
-
-    def interrupt(part: float) -> None:
-        if part == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        decode([messages], {MANIFEST.hash: MANIFEST}, tmp_path / "table", interrupt)
-    assert rows_in(table.read(tmp_path / "table")) == rows_of(range(3))
-    parts: list[float] = []
-    decode([messages], {MANIFEST.hash: MANIFEST}, tmp_path / "table", parts.append)
-    assert rows_in(table.read(tmp_path / "table")) == rows_of(range(9))
-    assert sorted(parts) == parts
-    assert parts[-1] == 1
+@pytest.mark.parametrize("vehicle", ["../../etc", "a/b", "a\\b", "..", ".", "a\nb"])
+def test_a_vehicle_that_is_called_like_a_path_is_not_let_in(tmp_path: Path, vehicle: str) -> None:
+    bad, good = (message_of([record_of(1, block_of(0, 2))], vehicle=name) for name in (vehicle, VEHICLE))
+    rows, audit = decoded(tmp_path, [bad, good])
+    assert rows == rows_of(range(2))
+    assert f"00.json:1: no device is called {vehicle!r}: that is a path; left out" in audit.problems[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["messages", "table"]
-    report = json.loads((tmp_path / "table/_audit.json").read_bytes())
-    assert report["outboxes"][0]["received"] == [[1, 1]]
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith("_")
+    }
+
+
+def test_what_was_given_before_changes_nothing(tmp_path: Path) -> None:
+    lines = [message_of([record_of(n, block_of(3 * n, 3 * n + 3))]) for n in range(1, 7)]
+    _, first = decoded(tmp_path, lines[:4], [lines[1]])
+    before = state_of(tmp_path / "table")
+    rows, again = decoded(tmp_path, lines[:4], [lines[1]])
+    assert state_of(tmp_path / "table") == before
+    assert again == first
+    assert again.outboxes[0].duplicates == 0  # the same message, read twice
+    rows, audit = decoded(tmp_path, lines[2:])
+    assert rows == rows_of(range(3, 21))
+    assert audit.ok, str(audit)
+    assert audit.samples == len(rows)
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_table_that_grew_in_runs_is_that_of_one_run(tmp_path_factory: Any, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("runs")
+    clocks = [
+        Clock(bytes([n % 2]) * 16, data.draw(st.sampled_from([0, BOOT_US, BOOT_US + 50_000_000_000])), quality)
+        for n, quality in enumerate(data.draw(st.lists(st.sampled_from(list(Quality)), min_size=2, max_size=8)))
+    ]
+    lines = [
+        message_of([record_of(n, block_of(5 * n, 5 * n + 7, source="can", clock=clock), "ab"[n % 2])])
+        for n, clock in enumerate(clocks, start=1)
+    ]
+    shuffled = data.draw(st.permutations(lines))
+    at = data.draw(st.integers(0, len(lines)))
+    for part in (shuffled[:at], shuffled[at:]):
+        decoded(folder / "runs", part)
+    decoded(folder / "once", lines)
+    runs, once = (decode([], {}, folder / name / "table") for name in ("runs", "once"))
+    assert runs.streams == once.streams
+    found = [folder / name / "table" for name in ("runs", "once")]
+    if any(found[1].rglob("*.parquet")):
+        assert table.read(found[0]).equals(table.read(found[1]))
+    else:
+        assert not any(found[0].rglob("*.parquet"))
+
+
+def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
+    with open_table(tmp_path / "table"), pytest.raises(InputError, match="is being written by another process"):
+        decode([], {}, tmp_path / "table")
+
+
+def test_a_damaged_segment_is_named_and_what_was_built_can_be_built_again(tmp_path: Path) -> None:
+    rows, _ = decoded(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
+    (built,) = (tmp_path / "table").rglob("_built")
+    built.write_bytes(b"?")
+    assert decoded(tmp_path)[0] == rows
+    (segment,) = (tmp_path / "table").rglob("*.segment")
+    content = segment.read_bytes()
+    for damaged in (content[:-1], content[: len(content) // 2], content[:-40] + b"?" + content[-39:], b""):
+        segment.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"000001\.segment: (is|does)"):
+            decoded(tmp_path)
+
+
+def test_a_file_that_is_no_file_of_messages_is_named(tmp_path: Path) -> None:
+    put(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
+    (tmp_path / "messages/photo.jpg").write_bytes(b"\xff\xd8")
+    audit = decode([tmp_path / "messages"], {MANIFEST.hash: MANIFEST}, tmp_path / "table")
+    assert "photo.jpg: is no file of messages by its name (.json or .avro); left out" in audit.problems[0]
+    (tmp_path / "messages/photo.jpg").unlink()
+    torn = message_of([record_of(2, block_of(3, 6))])
+    path = tmp_path / "messages/late.json"
+    path.write_bytes(torn[:99])
+    assert len(decode([tmp_path / "messages"], None, tmp_path / "table").problems) == 2
+    path.write_bytes(torn)  # a hub had been writing it
+    assert len(decode([tmp_path / "messages"], None, tmp_path / "table").problems) == 1
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:

@@ -1,0 +1,282 @@
+"""A vehicle's archive to its Parquet files, as much of it as has changed.
+
+    archive ──► records never decoded, or with another offset to UTC than before ──► days that change
+       └──────► all records of those days ──► rows, sorted ──► campaign=…/date=…/part-0.parquet, each replaced whole
+
+What was built is written down last (_built). A build that was killed is done again from what was written down before,
+and comes to the same files.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from cy_core.columns import Columns
+from edge import block as blocks
+from edge.decoder import Decoder
+from edge.errors import BlockCorrupt
+from edge.manifest import DecoderManifest
+from fleet.archive import Archive, Stored, count_segments, write_durably
+from fleet.clock import Clocks, bounds_us
+from fleet.sort import Sorter
+from fleet.table import ORDER, ParquetFile, TableMaker, signal_facts
+
+STATE_FILE = "_built"
+SPILL = "_spill"
+PART = "part-0.parquet"
+DAY_US = 86_400_000_000
+
+Manifests = Mapping[str, DecoderManifest]
+Day = tuple[str, int]  # campaign, days since 1970
+
+
+class Span(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A record that is in the table: times of its first and last sample in the block, and the offset to UTC used."""
+
+    first_us: int
+    last_us: int
+    utc_offset_us: int
+
+    def days(self, utc_offset_us: int) -> range:
+        if self.last_us < self.first_us:
+            return range(0)
+        return range((self.first_us + utc_offset_us) // DAY_US, (self.last_us + utc_offset_us) // DAY_US + 1)
+
+
+class Problem(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """Why a record is not in the table; manifest: the one it waits for, or empty."""
+
+    reason: str
+    manifest: str = ""
+
+
+class State(msgspec.Struct, array_like=True):
+    """outcomes: of each record of the archive, by its number."""
+
+    segments: int = 0
+    outcomes: list[Any] = []
+
+
+class Lines:
+    """Decoders by manifest, made when first needed."""
+
+    def __init__(self, manifests: Manifests) -> None:
+        self.manifests = manifests
+        self._lines: dict[str, Line] = {}
+
+    def get(self, manifest: str) -> "Line | None":
+        if manifest not in self._lines:
+            if manifest not in self.manifests:
+                return None
+            decoder = Decoder(self.manifests[manifest])
+            self._lines[manifest] = Line(decoder, TableMaker(decoder.manifest), Columns(decoder.plan))
+        return self._lines[manifest]
+
+
+class Line(NamedTuple):
+    decoder: Decoder
+    maker: TableMaker
+    columns: Columns
+
+
+def load_outcomes(folder: Path) -> list[Span | Problem | None]:
+    state = _load(folder)
+    return state.outcomes if state else []
+
+
+def needs_build(folder: Path, manifests: Manifests) -> bool:
+    """Is there a record that no build has seen, or one that waits for a manifest that is here now?"""
+    state = _load(folder)
+    if state is None or state.segments != count_segments(folder):
+        return True
+    return any(isinstance(outcome, Problem) and outcome.manifest in manifests for outcome in state.outcomes)
+
+
+def build(folder: Path, lines: Lines) -> None:
+    """Bring the files of the vehicle in folder to what its archive says. Raises InputError, OSError."""
+    shutil.rmtree(folder / SPILL, ignore_errors=True)
+    _Build(folder, lines).run()
+    shutil.rmtree(folder / SPILL, ignore_errors=True)
+
+
+class _Build:
+    def __init__(self, folder: Path, lines: Lines) -> None:
+        self._folder = folder
+        self._lines = lines
+        self._archive = Archive(folder)
+        self._records = self._archive.records()
+        self._ranks = {record.number: rank for rank, record in enumerate(self._records)}
+        self._offsets = _offsets(self._records)
+        self._sorters: dict[str, Sorter] = {}
+        self._signals: dict[Day, set[tuple[str, int]]] = {}
+        state = _load(folder)
+        self._outcomes = list(state.outcomes) if state else []
+        self._outcomes += [None] * (len(self._records) - len(self._outcomes))
+        self._dirty: set[Day] = set(_days_on_disk(folder)) if state is None else set()
+
+    def run(self) -> None:
+        fresh = [record for record in self._records if not isinstance(self._outcomes[record.number], Span)]
+        for record, data in self._archive.bodies(_by_place(fresh)):
+            self._decode_first(record, data)
+        done = {record.number for record in fresh}
+        others = [record for record in self._records if record.number not in done]
+        self._note_moved(others)
+        again = [record for record in others if not self._dirty.isdisjoint(self._days(record))]
+        for record, data in self._archive.bodies(_by_place(again)):
+            self._decode_again(record, data)
+        for campaign in {campaign for campaign, _ in self._dirty}:
+            self._write(campaign)
+        state = State(len(self._archive.indexes), self._outcomes)
+        write_durably(self._folder / STATE_FILE, [msgspec.msgpack.encode(state)])
+
+    def _note_moved(self, records: Iterable[Stored]) -> None:
+        """A day that a record leaves changes as much as the one it goes to."""
+        for record in records:
+            span, offset_us = self._outcomes[record.number], self._offsets[record.number]
+            if span.utc_offset_us != offset_us:
+                self._dirty.update((record.group.stream, day) for day in span.days(span.utc_offset_us))
+                self._outcomes[record.number] = Span(span.first_us, span.last_us, offset_us)
+                self._dirty.update(self._days(record))
+
+    def _days(self, record: Stored) -> Iterator[Day]:
+        for day in self._outcomes[record.number].days(self._offsets[record.number]):
+            yield record.group.stream, day
+
+    def _decode_first(self, record: Stored, data: bytes) -> None:
+        try:
+            rows = self._rows(record, data)
+        except BlockCorrupt as error:
+            waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
+            self._outcomes[record.number] = Problem(str(error), waits_for)
+            return
+        times, offset_us = np.asarray(rows["time_us"]), self._offsets[record.number]
+        first, last = (int(times.min()), int(times.max())) if len(times) else (0, -1)
+        span = Span(first - offset_us, last - offset_us, offset_us) if len(times) else Span(0, -1, offset_us)
+        self._outcomes[record.number] = span
+        self._dirty.update(self._days(record))
+        self._add(record, rows)
+
+    def _decode_again(self, record: Stored, data: bytes) -> None:
+        try:
+            rows = self._rows(record, data)
+        except BlockCorrupt as error:  # its manifest is no longer there, or a better clock makes no sense
+            self._outcomes[record.number] = Problem(str(error), record.group.manifest)
+            return
+        days = np.asarray(rows["time_us"]) // DAY_US
+        wanted = [day for campaign, day in self._days(record) if (campaign, day) in self._dirty]
+        self._add(record, rows.filter(pa.array(np.isin(days, wanted))))
+
+    def _rows(self, record: Stored, data: bytes) -> pa.Table:
+        """With the rank of the record behind the number of the signal. Raises BlockCorrupt."""
+        manifest = record.group.manifest
+        line = self._lines.get(manifest)
+        if line is None:
+            raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
+        columns = blocks.decode(data, line.decoder.plan, line.columns)
+        rows = line.maker.rows(columns, self._offsets[record.number])
+        _check_times(record, rows)
+        for day in {(record.group.stream, int(day)) for day in np.unique(np.asarray(rows["time_us"]) // DAY_US)}:
+            self._signals.setdefault(day, set()).update((manifest, n) for n in line.maker.numbers(columns))
+        order = np.asarray(rows[ORDER]).astype(np.int64) << 32 | self._ranks[record.number]
+        return rows.set_column(rows.num_columns - 1, ORDER, pa.array(order))
+
+    def _add(self, record: Stored, rows: pa.Table) -> None:
+        campaign = record.group.stream
+        if campaign not in self._sorters:
+            self._sorters[campaign] = Sorter(self._folder / SPILL / str(len(self._sorters)))
+        self._sorters[campaign].add(rows)
+
+    def _write(self, campaign: str) -> None:
+        folder = self._folder / f"campaign={quote(campaign, safe='')}"
+        left = {day for name, day in self._dirty if name == campaign}
+        tables = self._sorters.pop(campaign).tables() if campaign in self._sorters else iter(())
+        rows = next(tables, None)
+        while rows is not None:
+            day = _day(rows)
+            path = folder / f"date={_date(day)}" / PART
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{PART}.draft")
+            with ParquetFile(draft, self._facts(campaign, day)) as file:
+                while rows is not None and _day(rows) == day:
+                    file.write(rows)
+                    rows = next(tables, None)
+            draft.replace(path)
+            left.remove(day)
+        for day in left:  # nothing is of this day any more
+            shutil.rmtree(folder / f"date={_date(day)}", ignore_errors=True)
+
+    def _facts(self, campaign: str, day: int) -> dict[str, Any]:
+        used = sorted(self._signals.get((campaign, day), ()))
+        facts: dict[str, Any] = {"manifests": sorted({manifest for manifest, _ in used}), "signals": {}}
+        for manifest, number in used:
+            line = self._lines.get(manifest)
+            assert line is not None
+            facts["signals"].update([signal_facts(line.maker.signals[number])])
+        return facts
+
+
+def _offsets(records: Iterable[Stored]) -> dict[int, int]:
+    clocks, records = Clocks(), list(records)
+    for record in records:
+        clocks.add(record.entry.sequence, record.clock, record.entry.enqueued_us)
+    return {r.number: clocks.utc_offset_us(r.entry.sequence, r.clock, r.entry.enqueued_us) for r in records}
+
+
+def _by_place(records: Iterable[Stored]) -> list[Stored]:
+    return sorted(records, key=lambda record: record.number)
+
+
+def _check_times(record: Stored, rows: pa.Table) -> None:
+    """Raises BlockCorrupt: a clock that cannot be."""
+    times = np.asarray(rows["time_us"])
+    if not len(times):
+        return
+    first, last = bounds_us(record.clock, record.entry.enqueued_us)
+    if not first <= times.min() <= times.max() <= last:
+        taken, received = _show(int(times.min())), _show(record.entry.enqueued_us)
+        raise BlockCorrupt(f"its clock cannot be right: samples of {taken}, received {received}")
+
+
+def _show(time_us: int) -> str:
+    try:
+        return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{time_us} µs of UTC"
+
+
+def _day(rows: pa.Table) -> int:
+    return int(rows["time_us"][0].as_py()) // DAY_US
+
+
+def _date(day: int) -> date:
+    return date.fromordinal(date(1970, 1, 1).toordinal() + day)
+
+
+def _days_on_disk(folder: Path) -> Iterator[Day]:
+    for path in folder.glob("campaign=*/date=*"):
+        day = date.fromisoformat(path.name.removeprefix("date="))
+        yield unquote(path.parent.name.removeprefix("campaign=")), day.toordinal() - date(1970, 1, 1).toordinal()
+
+
+def _load(folder: Path) -> State | None:
+    """What was built; None if nobody knows: then all of it is built again."""
+    try:
+        content = (folder / STATE_FILE).read_bytes()
+        plain = msgspec.msgpack.decode(content)
+        outcomes = [_outcome(value) for value in plain[1]]
+        return State(plain[0], outcomes)
+    except (OSError, msgspec.MsgspecError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _outcome(value: Any) -> Span | Problem | None:
+    if value is None:
+        return None
+    return Span(*value) if len(value) == 3 and isinstance(value[0], int) else Problem(*value[1:])
