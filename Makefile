@@ -23,11 +23,11 @@ bench: $(READY)
 build: $(READY)
 
 # The kernels are built again when one of their sources changes.
-$(READY): pyproject.toml setup.py $(wildcard cy_core/*.pyx cy_core/*.pxd cy_core/*.h)
+$(READY): pyproject.toml setup.py $(wildcard $(addprefix cy_core/,*.pyx *.pxd *.h codec/*.pyx codec/*.pxd))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "python3 with venv is needed: apt-get install python3-venv python3-dev gcc" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info cy_core/*.c cy_core/*.so
+	rm -rf $(VENV) build *.egg-info cy_core/*.c cy_core/*.so cy_core/codec/*.c cy_core/codec/*.so
