@@ -7,19 +7,21 @@ from libc.string cimport memset
 from cy_core.codec.coder cimport COUNT_MASK, probability_t
 
 cdef enum:
-    LINE_BYTES = 52             # key, then p of 16 bits and count of 8 for each probability
+    ROW_BYTES = 52              # key, then p of 16 bits and count of 8 for each probability
     TRAINED_COUNT_MAX = 24      # a trained probability still adapts
+
+LINE_BYTES = ROW_BYTES
 
 
 cdef class Models:
     def __cinit__(self, const uint8_t[::1] trained=None):
-        """trained: LINE_BYTES for each context, as dump() gives them. Raises ValueError: no multiple of that."""
+        """trained: ROW_BYTES for each context, as dump() gives them. Raises ValueError: no multiple of that."""
         cdef Py_ssize_t count = 0, i
         cdef uint32_t size = 2
         if trained is not None:
-            if trained.shape[0] % LINE_BYTES:
-                raise ValueError(f"{trained.shape[0]} bytes are no multiple of a line's {LINE_BYTES}")
-            count = trained.shape[0] // LINE_BYTES
+            if trained.shape[0] % ROW_BYTES:
+                raise ValueError(f"{trained.shape[0]} bytes are no multiple of a line's {ROW_BYTES}")
+            count = trained.shape[0] // ROW_BYTES
         if count > LINES_MAX:
             raise ValueError(f"{count} contexts; at most {LINES_MAX}")
         while size < 2 * count:
@@ -33,7 +35,7 @@ cdef class Models:
         if not (self.data.keys and self.data.lines and self.data.trained_keys and self.trained):
             raise MemoryError("no memory for the codec's models")
         for i in range(count):
-            self._learn(&trained[i * LINE_BYTES])
+            self._learn(&trained[i * ROW_BYTES])
 
     def __dealloc__(self):
         free(self.data.keys)
@@ -73,7 +75,7 @@ cdef class Models:
         cdef int i
         cdef uint32_t state
         places = sorted((self.data.keys[place], place) for place in range(PLACES) if self.data.keys[place])
-        out = PyBytes_FromStringAndSize(NULL, len(places) * LINE_BYTES)
+        out = PyBytes_FromStringAndSize(NULL, len(places) * ROW_BYTES)
         to = <uint8_t*>PyBytes_AS_STRING(out)
         for key, place in places:
             for i in range(4):

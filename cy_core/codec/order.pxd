@@ -19,7 +19,7 @@ cdef enum:
     LATE = 0x70000
     ANY = 0x80000
     ASKED_MAX = 20
-    SHORT_GAP = 64
+    SHORT_GAP = 128
 
 
 
@@ -44,6 +44,7 @@ cdef struct line_up_t:          # of one bus
     int32_t last_stream
     int64_t last
     uint32_t key
+    uint32_t shorts              # gaps of late that were short, one bit each
 
 
 cdef inline int32_t code_who(
@@ -72,7 +73,9 @@ cdef inline int64_t code_gap(
     """Ticks from the last frame of this bus to this one."""
     cdef uint32_t pair = mix(due.key, dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key)
     cdef int64_t expected = 0, residual
-    if code_bit(coder, line(models, mix(pair, GAP)), 0 <= gap < SHORT_GAP):
+    cdef bint is_short = code_bit(coder, line(models, mix(pair, GAP)) + (bus.shorts & 7), 0 <= gap < SHORT_GAP)
+    bus.shorts = bus.shorts << 1 | is_short
+    if is_short:
         return code_value(coder, models, mix(pair, SHORT), 8, gap)
     if due.seen:
         expected = (due.due >> 4) - bus.last

@@ -74,9 +74,9 @@ cdef inline void remember(history_t* history, int64_t residual) noexcept nogil:
 
 
 cdef inline uint32_t level(uint32_t recent) noexcept nogil:
-    """Of the recent size of residuals: its logarithm, in halves."""
+    """Of the recent size of residuals: its logarithm."""
     cdef int top = bit_length(recent)
-    return 0 if top < 2 else top << 1 | (recent >> (top - 2) & 1)
+    return top
 
 
 cdef inline bint code_row(

@@ -186,7 +186,7 @@ cdef class RawCodec(Streams):
         self.begin_block(names, self.unit)
         self.line_count = 1 if one_line[0] else number
         for i in range(self.line_count):
-            self.lines[i] = line_up_t(queue=NULL, count=0, last_stream=-1, last=0, key=self.bus_keys[i])
+            self.lines[i] = line_up_t(queue=NULL, count=0, last_stream=-1, last=0, key=self.bus_keys[i], shorts=0)
         self._grow_queues()
         return names
 

@@ -21,7 +21,7 @@ cdef extern from *:
 
 cdef class Streams:
     """table: (bus name, can_id, flags, length, period_us, has_selector, fields, rules) for each stream; fields are
-    (word, big_endian, shift, width), rules (kind, byte, shift, width, polynomial, constant). trained: the table's
+    (word, big_endian, shift, width), rules (kind, byte, shift, width, factor, constant). trained: the table's
     contexts, as Models takes them. learning: models are kept from block to block, and see each row as a first one.
 
     Raises ValueError: a field or rule that no payload has.
@@ -52,9 +52,9 @@ cdef class Streams:
                 self.fields[field_count] = field_t(word=word, big_endian=big_endian, shift=shift, width=width)
                 self.widths[field_count] = width
                 field_count += 1
-            for kind, byte, shift, width, polynomial, constant in entry[7]:
+            for kind, byte, shift, width, factor, constant in entry[7]:
                 self.rules[rule_count] = rule_t(
-                    kind=kind, byte=byte, shift=shift, width=width, polynomial=polynomial, constant=constant
+                    kind=kind, byte=byte, shift=shift, width=width, factor=factor, constant=constant
                 )
                 rule_count += 1
 
@@ -295,7 +295,7 @@ def bus_key(str name not None):
 
 
 def _check(entry):
-    """Fields and rules lie inside the payload, and no two over each other."""
+    """Fields and rules lie inside the payload, and no two over each other; that they cover it is for the caller."""
     bus, can_id, flags, length, period_us, has_selector, fields, rules = entry
     place = f"stream {bus} {can_id:X}"
     if not 0 <= length <= 64 or (can_id & REMOTE_FRAME and (fields or rules)) or len(fields) > FIELDS_MAX:
@@ -311,13 +311,11 @@ def _check(entry):
         if taken & bits or bits >> 8 * length:
             raise ValueError(f"{place}: a field outside of the payload, or over another one")
         taken |= bits
-    for kind, byte, shift, width, polynomial, constant in rules:
+    for kind, byte, shift, width, factor, constant in rules:
         bits = ((1 << width) - 1) << (8 * byte + shift)
         if not (1 <= kind <= 4 and byte < length and (shift, width) in ((0, 8), (0, 4), (4, 4))) or taken & bits:
             raise ValueError(f"{place}: a checksum outside of the payload, or over a field")
         taken |= bits
-    if not can_id & REMOTE_FRAME and taken != (1 << 8 * length) - 1:
-        raise ValueError(f"{place}: fields and checksums do not cover the payload")
     if has_selector and (not fields or fields[0][3] > 8):
         raise ValueError(f"{place}: no selector, or one of over eight bits")
     if not 0 <= period_us < 1 << 40:
