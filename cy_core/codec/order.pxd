@@ -18,6 +18,7 @@ cdef enum:
     SHORT = 0x60000
     LATE = 0x70000
     ANY = 0x80000
+    BESIDE = 0xF0000
     ASKED_MAX = 20
     SHORT_GAP = 128
 
@@ -68,12 +69,14 @@ cdef inline int32_t code_who(
 
 
 cdef inline int64_t code_gap(
-    coder_t* coder, models_t* models, line_up_t* bus, due_t* due, due_t* dues, int64_t gap
+    coder_t* coder, models_t* models, line_up_t* bus, due_t* due, due_t* dues, int64_t other, int64_t gap
 ) noexcept nogil:
-    """Ticks from the last frame of this bus to this one."""
+    """Ticks from the last frame of this bus to this one; other: the same to the next of another bus, or negative."""
     cdef uint32_t pair = mix(due.key, dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key)
     cdef int64_t expected = 0, residual
-    cdef bint is_short = code_bit(coder, line(models, mix(pair, GAP)) + (bus.shorts & 7), 0 <= gap < SHORT_GAP)
+    cdef bint is_short = code_bit(
+        coder, line(models, mix(pair, GAP)) + (bus.shorts & 7), 0 <= gap < SHORT_GAP
+    )
     bus.shorts = bus.shorts << 1 | is_short
     if is_short:
         return code_value(coder, models, mix(pair, SHORT), 8, gap)
@@ -81,11 +84,21 @@ cdef inline int64_t code_gap(
         expected = (due.due >> 4) - bus.last
         if expected < 0:
             expected = 0
+    if other >= SHORT_GAP and code_bit(
+        coder,
+        line(models, mix(due.key, BESIDE)) + min(bit_length(_size(other - expected)) >> 1, 15),
+        0 <= gap - other < SHORT_GAP,
+    ):
+        return other + code_value(coder, models, mix(due.key, BESIDE + 1), 8, gap - other)
     residual = code_residual(
         coder, models, mix(due.key, LATE), level(due.recent) if due.seen else 63, gap - expected
     )
-    due.recent += <uint32_t>(min(residual if residual >= 0 else -residual, 1 << 24) << 2) - (due.recent >> 2)
+    due.recent += <uint32_t>(min(_size(residual), 1 << 24) << 2) - (due.recent >> 2)
     return expected + residual
+
+
+cdef inline uint64_t _size(int64_t value) noexcept nogil:
+    return <uint64_t>value if value >= 0 else -<uint64_t>value
 
 
 cdef inline void take_turn(line_up_t* bus, due_t* dues, int32_t who, int64_t now) noexcept nogil:

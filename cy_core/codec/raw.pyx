@@ -307,10 +307,21 @@ cdef class RawCodec(Streams):
                 if self.stream_count == 0:
                     return 0
         next.stream = who
-        next.time = bus.last + code_gap(coder, models, bus, &self.dues[who], self.dues, next.time - bus.last)
+        next.time = bus.last + code_gap(
+            coder, models, bus, &self.dues[who], self.dues, self._other(line_number), next.time - bus.last
+        )
         self.code_payload(coder, who, next.payload)
         take_turn(bus, self.dues, who, next.time)
         return 0
+
+    cdef int64_t _other(self, int32_t line_number) noexcept nogil:
+        """How long after the last frame of a line the next one of any other comes; -1: none does."""
+        cdef int64_t earliest = FINISHED
+        cdef int32_t i
+        for i in range(self.line_count):
+            if i != line_number and self.pending[i].time < earliest:
+                earliest = self.pending[i].time
+        return earliest - self.lines[line_number].last if earliest < FINISHED else -1
 
     cdef int32_t _code_new(self, coder_t* coder, int32_t line_number, int32_t number) except -1 nogil:
         """What a stream is."""
