@@ -24,11 +24,11 @@ build: $(READY)
 
 # The kernels are built again when one of their sources changes. editable_mode=compat: a plain path instead of an import
 # hook, which every process would pay 10 ms for.
-$(READY): pyproject.toml setup.py $(wildcard cy_core/*.pyx cy_core/*.pxd cy_core/*.h)
+$(READY): pyproject.toml setup.py $(wildcard $(addprefix cy_core/,*.pyx *.pxd *.h codec/*.pyx codec/*.pxd))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "python3 with venv is needed: apt-get install python3-venv python3-dev gcc" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info cy_core/*.c cy_core/*.so
+	rm -rf $(VENV) build *.egg-info cy_core/*.c cy_core/*.so cy_core/codec/*.c cy_core/codec/*.so

@@ -33,7 +33,7 @@ directives = {
 
 extensions = [
     Extension(
-        f"cy_core.{path.stem}",
+        ".".join(path.with_suffix("").parts),
         [str(path)],
         depends=[str(header) for header in sorted(Path("cy_core").glob("*.h"))],
         include_dirs=["cy_core"],
@@ -41,7 +41,7 @@ extensions = [
         extra_link_args=links,
         define_macros=macros,
     )
-    for path in sorted(Path("cy_core").glob("*.pyx"))
+    for path in sorted(Path("cy_core").rglob("*.pyx"))
 ]
 
 setup(

@@ -1,0 +1,118 @@
+"""A model table: what is known of a vehicle's traffic before a block begins, named by its SHA-256.
+
+    streams     bus, identifier, flags, length; period; fields of the payload; checksum rules
+    contexts    probabilities that training left behind
+
+It makes small blocks small. docs/formats/table.md gives every byte; `bordnetz train` makes one.
+"""
+
+import hashlib
+import json
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import zstandard
+
+from cy_core.codec.models import LINE_BYTES
+from cy_core.codec.raw import RawCodec
+from edge.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT = "bordnetz-table 1 sha256:"
+BODY_MAX_BYTES = 32 << 20
+HASH_BYTES = 8  # of the SHA-256, in a block
+
+
+class Field(NamedTuple):
+    """shift: right, of one of the payload's words of eight bytes, read as a little- or big-endian number."""
+
+    word: int
+    big_endian: int
+    shift: int
+    width: int
+
+
+class Rule(NamedTuple):
+    """A checksum; kinds and constants as in cy_core/codec/checksum.pxd."""
+
+    kind: int
+    byte: int
+    shift: int
+    width: int
+    factor: int
+    constant: int
+
+
+class Stream(NamedTuple):
+    """can_id with the flags of <linux/can.h>; flags as in struct canfd_frame."""
+
+    bus: str
+    can_id: int
+    flags: int
+    length: int
+    period_us: int = 0
+    has_selector: bool = False
+    fields: tuple[Field, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+class Table:
+    """Raises ValueError: streams or contexts that no codec could use."""
+
+    def __init__(self, streams: tuple[Stream, ...] = (), contexts: bytes = b"") -> None:
+        for stream in streams:
+            _check_cover(stream)
+        self.streams = streams
+        self.contexts = contexts
+        self.codec = RawCodec(streams, contexts)
+        rows = json.dumps(streams, separators=(",", ":")).encode()
+        self.body = struct.pack("<I", len(rows)) + rows + contexts
+        self.sha256 = hashlib.sha256(self.body).hexdigest() if streams or contexts else ""
+        self.name = bytes.fromhex(self.sha256)[:HASH_BYTES] or bytes(HASH_BYTES)
+
+    def save(self, path: "Path | str") -> None:
+        packed = zstandard.ZstdCompressor(level=19).compress(self.body)
+        with open(path, "wb") as file:
+            file.write(FORMAT.encode() + self.sha256.encode() + b"\n" + packed)
+
+    @property
+    def context_count(self) -> int:
+        return len(self.contexts) // LINE_BYTES
+
+
+def load(path: "Path | str") -> Table:
+    """Read and verify a table file. Raises InputError: no such file, not a table, damaged."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(2 * BODY_MAX_BYTES)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "bordnetz train makes a table") from error
+    head, _, packed = content.partition(b"\n")
+    if not head.startswith(FORMAT.encode()):
+        raise InputError(path, "is not a model table of format 1", "bordnetz train makes one")
+    try:
+        body = zstandard.ZstdDecompressor().decompress(packed, max_output_size=BODY_MAX_BYTES)
+        if hashlib.sha256(body).hexdigest() != head[len(FORMAT) :].decode("ascii", "replace"):
+            raise ValueError("its hash does not match")
+        return _parse(body)
+    except (zstandard.ZstdError, ValueError, TypeError, KeyError, struct.error, OverflowError) as error:
+        raise InputError(path, f"is a damaged table ({error})", "copy or train it again") from error
+
+
+def _parse(body: bytes) -> Table:
+    (size,) = struct.unpack_from("<I", body)
+    rows: list[Any] = json.loads(body[4 : 4 + size])
+    streams = tuple(
+        Stream(*row[:6], tuple(Field(*field) for field in row[6]), tuple(Rule(*rule) for rule in row[7]))
+        for row in rows
+    )
+    return Table(streams, body[4 + size :])
+
+
+def _check_cover(stream: Stream) -> None:
+    """Each bit of the payload is in a field or in a checksum: else it would be lost."""
+    bits = sum(field.width for field in stream.fields) + sum(rule.width for rule in stream.rules)
+    if bits != (0 if stream.can_id & 0x40000000 else 8 * stream.length):
+        raise ValueError(f"stream {stream.bus} {stream.can_id:X}: its fields do not cover the payload")
