@@ -29,13 +29,23 @@ cdef extern from "column_kernels.h":
     ) noexcept nogil
     uint64_t changed_bits(uint64_t* payloads, size_t count, int swap) noexcept nogil
     int __builtin_popcountll(uint64_t bits) noexcept nogil
+    int __builtin_ctzll(uint64_t bits) noexcept nogil
 
 cdef enum:
     TP_CONTROL = 0xEC           # PDU formats of J1939's transport protocol
     TP_DATA = 0xEB
     ROWS_AT_ONCE = 32           # long payloads, which stay in the first-level cache
-    KNOWN_VARIANTS = 256        # places to remember which signals a payload holds
+    KNOWN_VARIANTS = 512        # places to remember which signals a payload holds
+    KNOWN_WORDS = 4             # … of messages up to 256 signals, from batch to batch
     AT_ONCE = 16384             # frames; with what they turn into they stay in the second-level cache
+
+
+cdef struct variant_t:          # which signals a payload of this message, length and selecting bits holds
+    uint64_t key, split         # the last split that met it
+    uint32_t variant            # its number there
+    uint32_t message            # + 1; 0: nothing is known here
+    uint16_t length
+    uint64_t[KNOWN_WORDS] present
 
 
 cdef class BatchDecoder:
@@ -57,10 +67,8 @@ cdef class BatchDecoder:
     cdef uint64_t* variants         # bit sets of the signals present
     cdef uint32_t* ends             # of the rows of each variant
     cdef Py_ssize_t capacity, variant_capacity, ends_capacity
-    # What the selecting bits of a payload of some length meant, by their hash.
-    cdef uint64_t[KNOWN_VARIANTS] known_keys
-    cdef uint16_t[KNOWN_VARIANTS] known_lengths
-    cdef uint32_t[KNOWN_VARIANTS] known_variants
+    cdef variant_t[KNOWN_VARIANTS] known    # by the hash of what they are told by
+    cdef uint64_t splits
     cdef int64_t* spare_times
     # Some long payloads, each with its identifier in front and zeros behind; the first of all; what is not the same.
     cdef uint64_t* row
@@ -295,6 +303,7 @@ cdef class BatchDecoder:
         cdef const signal_t* signals = &self.plan.signals[message.first_signal]
         cdef column_t* column
         cdef uint32_t i, column_count = message.signal_count
+        cdef uint64_t left
         cdef group_t* group
         if present != NULL:
             column_count = 0
@@ -309,11 +318,19 @@ cdef class BatchDecoder:
         group.first_column = columns.column_count
         group.column_count = column_count
         column = columns.add_columns(column_count)
-        for i in range(message.signal_count):
-            if present == NULL or present[i >> 6] >> (i & 63) & 1:
+        if present == NULL:
+            for i in range(message.signal_count):
                 column.signal = i
                 column.width = signals[i].width
                 column += 1
+        else:
+            for i in range((message.signal_count + 63) >> 6):
+                left = present[i]
+                while left:
+                    column.signal = 64 * i + __builtin_ctzll(left)
+                    column.width = signals[column.signal].width
+                    column += 1
+                    left &= left - 1
         columns.reserve(count * message.row_bytes + 8 * column_count)
         column -= column_count
         if message.is_long:
@@ -386,11 +403,12 @@ cdef class BatchDecoder:
         """Sort a message's rows by the signals that they hold, and decode each such group."""
         cdef const message_t* message = &self.plan.messages[number]
         cdef Py_ssize_t words = (message.signal_count + 63) >> 6, i, variant, variant_count = 0, start
-        cdef int64_t* times
+        cdef bint is_known
         cdef uint64_t* present
         cdef uint64_t key
-        cdef uint32_t place, to
-        memset(self.known_lengths, 0xFF, sizeof(self.known_lengths))
+        cdef uint32_t to
+        cdef variant_t* known
+        self.splits += 1
         for i in range(first, first + count):
             if message.is_long:
                 self._load_long(self.row, &records[self.payloads[i]], slots)
@@ -400,21 +418,29 @@ cdef class BatchDecoder:
                 self.row[1] = self.payloads[i]
             # Rows of one length whose selectors are the same hold the same signals.
             key = self.row[1] & message.selecting
-            place = <uint32_t>((key + self.lengths[i]) * HASH >> 56)
-            if message.selects_early and self.known_lengths[place] == self.lengths[i] and self.known_keys[place] == key:
-                self.variant_of[i - first] = self.known_variants[place]
+            known = &self.known[(key + (<uint64_t>number << 16) + self.lengths[i]) * HASH >> 55]
+            is_known = (
+                message.selects_early and known.key == key and known.length == self.lengths[i]
+                and known.message == number + 1
+            )
+            if is_known and known.split == self.splits:
+                self.variant_of[i - first] = known.variant
                 continue
             if (variant_count + 1) * words > self.variant_capacity:
                 self._grow_variants((variant_count + 1) * words)
             present = &self.variants[variant_count * words]
-            self._present(message, <uint8_t*>self.row + ROW_HEAD, self.lengths[i], present)
+            if is_known and words <= KNOWN_WORDS:
+                memcpy(present, known.present, 8 * words)
+            else:
+                self._present(message, <uint8_t*>self.row + ROW_HEAD, self.lengths[i], present)
+                known.key, known.message, known.length = key, number + 1, self.lengths[i]
+                memcpy(known.present, present, 8 * min(words, <Py_ssize_t>KNOWN_WORDS))
             variant = 0
             while memcmp(&self.variants[variant * words], present, 8 * words):
                 variant += 1
             variant_count += variant == variant_count
             self.variant_of[i - first] = variant
-            self.known_keys[place], self.known_lengths[place] = key, self.lengths[i]
-            self.known_variants[place] = <uint32_t>variant
+            known.split, known.variant = self.splits, <uint32_t>variant
         if variant_count == 1:
             return self._decode_rows(number, times_at, first, count, self.variants, records, slots, columns)
         self._sort(first, count, variant_count, <int64_t*>(columns.arena + times_at), message.of_id)
