@@ -9,6 +9,7 @@ mutations are blind: they follow no coverage.
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from tests.test_transport import MANIFEST
 
 CORPUS = Path(__file__).with_name("corpus")
 LONGEST = 1 << 16
+SLOWEST_S = 5  # for one input
 TOKENS = [
     b"\x00",
     b"\xff",
@@ -146,11 +148,13 @@ def run(name: str, seconds: float, seed: int) -> int:
     seeds = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     draw, count, refused, findings = random.Random(seed), 0, 0, 0
     end = time.monotonic() + seconds
+    signal.signal(signal.SIGALRM, too_slow)
     with tempfile.TemporaryDirectory() as folder:
         inputs = list(seeds)
         while time.monotonic() < end and findings < 5:
             data = inputs.pop() if inputs else mutated(seeds, draw)
             count += 1
+            signal.alarm(SLOWEST_S)
             try:
                 TARGETS[name](data, Path(folder))
             except InputError:
@@ -158,8 +162,14 @@ def run(name: str, seconds: float, seed: int) -> int:
             except Exception:
                 findings += 1
                 keep(name, seed, data)
+            finally:
+                signal.alarm(0)
     print(f"fuzz {name}: {count:,} inputs, {refused:,} refused in one line, {findings} findings (seed {seed})")
     return findings
+
+
+def too_slow(number: int, frame: object) -> None:
+    raise TimeoutError(f"over {SLOWEST_S} s")
 
 
 def keep(name: str, seed: int, data: bytes) -> None:
