@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench build clean
+.PHONY: demo test lint bench callgrind fuzz build clean
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -19,6 +19,15 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+# Instructions a frame, the same on every run: over 10 % more than bench/callgrind.json fails.
+callgrind: $(READY)
+	$(BIN)/python -m bench.callgrind
+
+# Seconds for each target.
+FUZZ_SECONDS ?= 10
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 build: $(READY)
 

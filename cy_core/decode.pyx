@@ -15,22 +15,37 @@ from libc.string cimport memcmp, memcpy, memset
 from cy_core.columns cimport Columns, column_t, group_t
 from cy_core.frames cimport Frames
 from cy_core.plan cimport (
-    ROW_HEAD, ROW_PADDING, Plan, field, find_extended, find_segments, find_whole, identifiers_t, message_t, signal_t
+    BIG, HASH, IDENTIFIER, ROW_HEAD, ROW_PADDING, Plan, field, find_extended, find_segments, find_whole, identifiers_t, message_t, signal_t
 )
 from cy_core.structs cimport ERROR_FRAME, ID_MASK, PAYLOAD_SLOT, REMOTE_FRAME, frame_t, payload_length
 
 cdef extern from "column_kernels.h":
     size_t decode_columns(
-        const signal_t* signals, column_t* columns, size_t column_count, int big_endian, const uint64_t* payloads,
+        const signal_t* signals, column_t* columns, size_t column_count, int source, const uint64_t* payloads,
         size_t count, uint64_t changed, uint8_t* arena, size_t end
+    ) noexcept nogil
+    void decode_rows(
+        const signal_t* signal, const uint8_t* rows, size_t stride, size_t count, uint8_t* out
     ) noexcept nogil
     uint64_t changed_bits(uint64_t* payloads, size_t count, int swap) noexcept nogil
     int __builtin_popcountll(uint64_t bits) noexcept nogil
+    int __builtin_ctzll(uint64_t bits) noexcept nogil
 
 cdef enum:
     TP_CONTROL = 0xEC           # PDU formats of J1939's transport protocol
     TP_DATA = 0xEB
+    ROWS_AT_ONCE = 32           # long payloads, which stay in the first-level cache
+    KNOWN_VARIANTS = 512        # places to remember which signals a payload holds
+    KNOWN_WORDS = 4             # … of messages up to 256 signals, from batch to batch
     AT_ONCE = 16384             # frames; with what they turn into they stay in the second-level cache
+
+
+cdef struct variant_t:          # which signals a payload of this message, length and selecting bits holds
+    uint64_t key, split         # the last split that met it
+    uint32_t variant            # its number there
+    uint32_t message            # + 1; 0: nothing is known here
+    uint16_t length
+    uint64_t[KNOWN_WORDS] present
 
 
 cdef class BatchDecoder:
@@ -45,12 +60,17 @@ cdef class BatchDecoder:
     cdef uint16_t* message_of       # one a frame
     cdef uint64_t* payloads         # rows by message: eight payload bytes, or the frame's number for long ones
     cdef uint16_t* lengths          # rows by message
+    cdef uint64_t* ids              # rows by message: identifiers, for messages that have fields there
     cdef uint64_t* spare            # as payloads, for a second sort
+    cdef uint64_t* spare_ids
     cdef uint32_t* variant_of       # one a row, while a message's rows are split
     cdef uint64_t* variants         # bit sets of the signals present
-    cdef Py_ssize_t capacity, variant_capacity
+    cdef uint32_t* ends             # of the rows of each variant
+    cdef Py_ssize_t capacity, variant_capacity, ends_capacity
+    cdef variant_t[KNOWN_VARIANTS] known    # by the hash of what they are told by
+    cdef uint64_t splits
     cdef int64_t* spare_times
-    # One long payload, its identifier in front and zeros behind; the first of several; what is not the same in all.
+    # Some long payloads, each with its identifier in front and zeros behind; the first of all; what is not the same.
     cdef uint64_t* row
     cdef uint64_t* first_row
     cdef uint64_t* changed
@@ -65,10 +85,9 @@ cdef class BatchDecoder:
         self.is_special = <uint8_t*>_grow(NULL, plan.message_count + 1)
         memset(self.counts, 0, (plan.message_count + 1) * sizeof(uint64_t))
         self.row_words = (ROW_HEAD + max(plan.longest, <uint32_t>PAYLOAD_SLOT) + ROW_PADDING + 7) // 8
-        self.row = <uint64_t*>_grow(NULL, 8 * self.row_words)
+        self.row = <uint64_t*>_grow(NULL, 8 * self.row_words * ROWS_AT_ONCE)
         self.first_row = <uint64_t*>_grow(NULL, 8 * self.row_words)
         self.changed = <uint64_t*>_grow(NULL, 8 * self.row_words)
-        memset(self.row, 0, 8 * self.row_words)
         self.needed[0] = 0
         for i in range(plan.message_count):
             self.needed[i + 1] = plan.messages[i].needed
@@ -82,9 +101,12 @@ cdef class BatchDecoder:
         free(self.payloads)
         free(self.lengths)
         free(self.spare)
+        free(self.ids)
+        free(self.spare_ids)
         free(self.spare_times)
         free(self.variant_of)
         free(self.variants)
+        free(self.ends)
         free(self.row)
         free(self.first_row)
         free(self.changed)
@@ -128,6 +150,9 @@ cdef class BatchDecoder:
         self.payloads = <uint64_t*>_grow(self.payloads, count * sizeof(uint64_t))
         self.lengths = <uint16_t*>_grow(self.lengths, count * sizeof(uint16_t))
         self.spare = <uint64_t*>_grow(self.spare, count * sizeof(uint64_t))
+        if self.plan.has_ids:
+            self.ids = <uint64_t*>_grow(self.ids, count * sizeof(uint64_t))
+            self.spare_ids = <uint64_t*>_grow(self.spare_ids, count * sizeof(uint64_t))
         self.spare_times = <int64_t*>_grow(self.spare_times, count * sizeof(int64_t))
         self.variant_of = <uint32_t*>_grow(self.variant_of, count * sizeof(uint32_t))
         self.capacity = count
@@ -153,7 +178,10 @@ cdef class BatchDecoder:
             self.is_special[i] = self.counts[i] and (
                 self.counts[i] >> 32
                 or frames.slot_count
-                or (i and (self.plan.messages[i - 1].is_long or self.plan.messages[i - 1].is_multiplexed))
+                or (i and (
+                    self.plan.messages[i - 1].is_long or self.plan.messages[i - 1].is_multiplexed
+                    or self.plan.messages[i - 1].of_id
+                ))
             )
             any_special |= self.is_special[i]
         columns.allocate(8 * count)
@@ -243,6 +271,8 @@ cdef class BatchDecoder:
             self.positions[message] = row + 1
             if self.is_special[message]:
                 self.lengths[row] = <uint16_t>payload_length(&records[i])
+                if message and self.plan.messages[message - 1].of_id:
+                    self.ids[row] = records[i].can_id & ID_MASK
                 if message and self.plan.messages[message - 1].is_long:
                     self.payloads[row] = i
                 elif self.lengths[row] > 8:
@@ -273,6 +303,7 @@ cdef class BatchDecoder:
         cdef const signal_t* signals = &self.plan.signals[message.first_signal]
         cdef column_t* column
         cdef uint32_t i, column_count = message.signal_count
+        cdef uint64_t left
         cdef group_t* group
         if present != NULL:
             column_count = 0
@@ -287,23 +318,32 @@ cdef class BatchDecoder:
         group.first_column = columns.column_count
         group.column_count = column_count
         column = columns.add_columns(column_count)
-        for i in range(message.signal_count):
-            if present == NULL or present[i >> 6] >> (i & 63) & 1:
+        if present == NULL:
+            for i in range(message.signal_count):
                 column.signal = i
                 column.width = signals[i].width
                 column += 1
+        else:
+            for i in range((message.signal_count + 63) >> 6):
+                left = present[i]
+                while left:
+                    column.signal = 64 * i + __builtin_ctzll(left)
+                    column.width = signals[column.signal].width
+                    column += 1
+                    left &= left - 1
         columns.reserve(count * message.row_bytes + 8 * column_count)
         column -= column_count
         if message.is_long:
             self._decode_long(signals, first, count, records, slots, columns, column, column_count)
         else:
-            self._decode_short(message, signals, &self.payloads[first], count, columns, column, column_count)
+            self._decode_short(message, signals, first, count, columns, column, column_count)
         return 0
 
     cdef void _decode_short(
-        self, const message_t* message, const signal_t* signals, uint64_t* payloads, Py_ssize_t count,
+        self, const message_t* message, const signal_t* signals, Py_ssize_t first, Py_ssize_t count,
         Columns columns, column_t* column, uint32_t column_count,
     ) noexcept nogil:
+        cdef uint64_t* payloads = &self.payloads[first]
         cdef uint64_t changed = changed_bits(payloads, count, message.big_endian)
         columns.arena_size = decode_columns(
             signals, column, column_count, message.big_endian, payloads, count, changed, columns.arena,
@@ -312,32 +352,45 @@ cdef class BatchDecoder:
         if message.is_mixed:
             changed = changed_bits(payloads, count, True)
             columns.arena_size = decode_columns(
-                signals, column, column_count, True, payloads, count, changed, columns.arena, columns.arena_size
+                signals, column, column_count, BIG, payloads, count, changed, columns.arena, columns.arena_size
+            )
+        if message.of_id:
+            changed = changed_bits(&self.ids[first], count, False)
+            columns.arena_size = decode_columns(
+                signals, column, column_count, IDENTIFIER, &self.ids[first], count, changed, columns.arena,
+                columns.arena_size,
             )
 
     cdef void _decode_long(
         self, const signal_t* signals, Py_ssize_t first, Py_ssize_t count, const frame_t* records,
         const uint8_t* slots, Columns columns, column_t* column, uint32_t column_count,
     ) noexcept nogil:
-        """Row by row: load eight bytes at the field's first byte, shift, store."""
-        cdef const uint8_t* row = <uint8_t*>self.row + ROW_HEAD
+        """Some rows at a time side by side, then column by column."""
+        cdef const uint8_t* rows = <uint8_t*>self.row + ROW_HEAD
         cdef const uint8_t* mask = <uint8_t*>self.changed + ROW_HEAD
-        cdef Py_ssize_t i
+        cdef uint64_t* row
+        cdef Py_ssize_t start, i, k, some
         cdef uint32_t j
-        cdef uint64_t value
         for j in range(column_count):
             column[j].offset = columns.arena_size
             columns.arena_size += (count * column[j].width + 7) & ~7
         memset(self.changed, 0, 8 * self.row_words)
-        for i in range(count):
-            self._load_long(&records[self.payloads[first + i]], slots)
-            if i == 0:
-                memcpy(self.first_row, self.row, 8 * self.row_words)
-            for j in range(self.row_words):
-                self.changed[j] |= self.row[j] ^ self.first_row[j]
+        start = 0
+        while start < count:
+            some = min(count - start, <Py_ssize_t>ROWS_AT_ONCE)
+            for i in range(some):
+                row = self.row + i * self.row_words
+                self._load_long(row, &records[self.payloads[first + start + i]], slots)
+                if start == 0 and i == 0:
+                    memcpy(self.first_row, row, 8 * self.row_words)
+                for k in range(self.row_words):
+                    self.changed[k] |= row[k] ^ self.first_row[k]
             for j in range(column_count):
-                value = field(&signals[column[j].signal], row)
-                memcpy(columns.arena + column[j].offset + i * column[j].width, &value, column[j].width)
+                decode_rows(
+                    &signals[column[j].signal], rows, 8 * self.row_words, some,
+                    columns.arena + column[j].offset + start * column[j].width,
+                )
+            start += some
         for j in range(column_count):
             column[j].is_constant = field(&signals[column[j].signal], mask) == 0
 
@@ -349,39 +402,86 @@ cdef class BatchDecoder:
     ) except -1 nogil:
         """Sort a message's rows by the signals that they hold, and decode each such group."""
         cdef const message_t* message = &self.plan.messages[number]
-        cdef Py_ssize_t words = (message.signal_count + 63) >> 6, i, variant, variant_count = 0, to, start
-        cdef int64_t* times
+        cdef Py_ssize_t words = (message.signal_count + 63) >> 6, i, variant, variant_count = 0, start
+        cdef bint is_known
         cdef uint64_t* present
+        cdef uint64_t key
+        cdef uint32_t to
+        cdef variant_t* known
+        self.splits += 1
         for i in range(first, first + count):
             if message.is_long:
-                self._load_long(&records[self.payloads[i]], slots)
+                self._load_long(self.row, &records[self.payloads[i]], slots)
             else:
                 memset(self.row, 0, 8 * self.row_words)
+                self.row[0] = self.ids[i] if message.of_id else 0
                 self.row[1] = self.payloads[i]
+            # Rows of one length whose selectors are the same hold the same signals.
+            key = self.row[1] & message.selecting
+            known = &self.known[(key + (<uint64_t>number << 16) + self.lengths[i]) * HASH >> 55]
+            is_known = (
+                message.selects_early and known.key == key and known.length == self.lengths[i]
+                and known.message == number + 1
+            )
+            if is_known and known.split == self.splits:
+                self.variant_of[i - first] = known.variant
+                continue
             if (variant_count + 1) * words > self.variant_capacity:
                 self._grow_variants((variant_count + 1) * words)
             present = &self.variants[variant_count * words]
-            self._present(message, <uint8_t*>self.row + ROW_HEAD, self.lengths[i], present)
+            if is_known and words <= KNOWN_WORDS:
+                memcpy(present, known.present, 8 * words)
+            else:
+                self._present(message, <uint8_t*>self.row + ROW_HEAD, self.lengths[i], present)
+                known.key, known.message, known.length = key, number + 1, self.lengths[i]
+                memcpy(known.present, present, 8 * min(words, <Py_ssize_t>KNOWN_WORDS))
             variant = 0
             while memcmp(&self.variants[variant * words], present, 8 * words):
                 variant += 1
             variant_count += variant == variant_count
             self.variant_of[i - first] = variant
-        memcpy(self.spare, &self.payloads[first], 8 * count)
-        memcpy(self.spare_times, columns.arena + times_at, 8 * count)
-        to = 0
+            known.split, known.variant = self.splits, <uint32_t>variant
+        if variant_count == 1:
+            return self._decode_rows(number, times_at, first, count, self.variants, records, slots, columns)
+        self._sort(first, count, variant_count, <int64_t*>(columns.arena + times_at), message.of_id)
+        start = 0
         for variant in range(variant_count):
-            start = to
-            times = <int64_t*>(columns.arena + times_at)
-            for i in range(count):
-                if self.variant_of[i] == variant:
-                    self.payloads[first + to] = self.spare[i]
-                    times[to] = self.spare_times[i]
-                    to += 1
+            to = self.ends[variant]
             self._decode_rows(
                 number, times_at + 8 * start, first + start, to - start, &self.variants[variant * words], records,
                 slots, columns,
             )
+            start = to
+        return 0
+
+    cdef int _sort(
+        self, Py_ssize_t first, Py_ssize_t count, Py_ssize_t variant_count, int64_t* times, bint with_ids
+    ) except -1 nogil:
+        """Order a message's rows by variant, and as they came in each; ends[variant] is where it ends."""
+        cdef Py_ssize_t i
+        cdef uint32_t to, sum = 0, size
+        if variant_count > self.ends_capacity:
+            with gil:
+                self.ends = <uint32_t*>_grow(self.ends, 2 * variant_count * sizeof(uint32_t))
+                self.ends_capacity = 2 * variant_count
+        memset(self.ends, 0, variant_count * sizeof(uint32_t))
+        for i in range(count):
+            self.ends[self.variant_of[i]] += 1
+        for i in range(variant_count):
+            size = self.ends[i]
+            self.ends[i] = sum
+            sum += size
+        memcpy(self.spare, &self.payloads[first], 8 * count)
+        memcpy(self.spare_times, times, 8 * count)
+        if with_ids:
+            memcpy(self.spare_ids, &self.ids[first], 8 * count)
+        for i in range(count):
+            to = self.ends[self.variant_of[i]]
+            self.ends[self.variant_of[i]] = to + 1
+            self.payloads[first + to] = self.spare[i]
+            times[to] = self.spare_times[i]
+            if with_ids:
+                self.ids[first + to] = self.spare_ids[i]
         return 0
 
     cdef void _present(
@@ -407,13 +507,15 @@ cdef class BatchDecoder:
                 continue
             present[place >> 6] |= 1ULL << (place & 63)
 
-    cdef void _load_long(self, const frame_t* record, const uint8_t* slots) noexcept nogil:
+    cdef void _load_long(self, uint64_t* row, const frame_t* record, const uint8_t* slots) noexcept nogil:
         """The identifier and payload of a frame, as far as any field reaches, zeros behind it."""
         cdef Py_ssize_t length = min(<Py_ssize_t>payload_length(record), 8 * self.row_words - ROW_HEAD - ROW_PADDING)
-        cdef uint8_t* payload = <uint8_t*>self.row + ROW_HEAD
-        memset(self.row, 0, 8 * self.row_words)
-        self.row[0] = record.can_id & ID_MASK
-        memcpy(payload, slots + record.data * PAYLOAD_SLOT if payload_length(record) > 8 else <uint8_t*>&record.data, length)
+        cdef const uint8_t* payload = <const uint8_t*>&record.data
+        if payload_length(record) > 8:
+            payload = slots + record.data * PAYLOAD_SLOT
+        memset(row, 0, 8 * self.row_words)
+        row[0] = record.can_id & ID_MASK
+        memcpy(row + 1, payload, length)
 
     cdef int _grow_variants(self, Py_ssize_t size) except -1 nogil:
         with gil:

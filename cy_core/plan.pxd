@@ -28,6 +28,8 @@ cdef enum:
 
 
 cdef extern from "column_kernels.h":
+    enum:
+        LITTLE, BIG, IDENTIFIER
     ctypedef struct signal_t:
         uint64_t sign
         int16_t first_byte
@@ -37,6 +39,7 @@ cdef extern from "column_kernels.h":
         uint8_t spill
         uint8_t length
         uint8_t big_endian
+        uint8_t source
         uint8_t width
         char format
         int32_t selector
@@ -55,12 +58,15 @@ cdef enum protocol_t:
 cdef struct message_t:
     uint32_t first_signal, signal_count
     uint16_t needed             # payload bytes that hold every signal
-    uint8_t is_long             # needed > 8, or a field is of the identifier
+    uint8_t is_long             # needed > 8
+    uint8_t of_id               # some fields are of the identifier
     uint8_t is_multiplexed
-    uint8_t big_endian          # every signal is
+    uint8_t big_endian          # every field of the payload is
     uint8_t is_mixed            # some are, some are not
     uint8_t protocol            # protocol_t
     uint32_t row_bytes          # of all columns, one row
+    uint64_t selecting          # the first eight payload bytes: the bits that say which signals are there
+    uint8_t selects_early       # and there are no others
 
 
 cdef struct identifiers_t:      # (bus, identifier) -> message + 1; 0 is none
@@ -79,6 +85,7 @@ cdef class Plan:
     cdef message_t* messages
     cdef readonly uint32_t message_count, signal_count, longest     # payload, in bytes
     cdef readonly bint has_segments     # some messages may come in several frames
+    cdef readonly bint has_ids          # some fields are of the identifier
     cdef identifiers_t identifiers
 
     cdef int _add_identifier(self, uint32_t number, message) except -1

@@ -40,7 +40,12 @@ cdef class Plan:
             self._add_identifier(number, message)
             self.messages[number].first_signal = signal_count
             self.messages[number].signal_count = len(message.signals)
-            self.messages[number].big_endian = bool(message.signals)
+            orders = {signal.big_endian for signal in message.signals if not signal.of_id}
+            self.messages[number].big_endian = orders == {True}
+            self.messages[number].is_mixed = len(orders) == 2
+            self.has_ids |= any(signal.of_id for signal in message.signals)
+            self.messages[number].of_id = any(signal.of_id for signal in message.signals)
+            self.messages[number].selects_early, self.messages[number].selecting = _selecting(message)
             for i, place in enumerate(_selectors_first(message)):
                 self.order[signal_count + i] = place
             for signal in message.signals:
@@ -53,14 +58,12 @@ cdef class Plan:
                 if signal.selector is not None:
                     self.messages[number].is_multiplexed = True
                 self.messages[number].needed = max(self.messages[number].needed, self.signals[signal_count].needed)
-                self.messages[number].big_endian &= signal.big_endian
                 self.messages[number].row_bytes += self.signals[signal_count].width
                 signal_count += 1
             self.messages[number].protocol = ("", "j1939", "nmea2000", "isotp", "isotp-length", "isotp-extended").index(
                 message.protocol
             )
-            self.messages[number].is_mixed = len({signal.big_endian for signal in message.signals}) == 2
-            self.messages[number].is_long = self.messages[number].needed > 8 or any(s.of_id for s in message.signals)
+            self.messages[number].is_long = self.messages[number].needed > 8
             self.longest = max(self.longest, self.messages[number].needed)
             if not self.messages[number].is_long:
                 for i in range(self.messages[number].first_signal, signal_count):
@@ -125,6 +128,7 @@ cdef signal_t _signal(str name, signal) except *:
     row.needed = signal.needed_bytes
     row.length = length
     row.big_endian = signal.big_endian
+    row.source = IDENTIFIER if signal.of_id else BIG if signal.big_endian else LITTLE
     row.spill = max(0, first_bit + length - 64)
     if row.spill:
         row.left, row.right = first_bit, 64 - length
@@ -149,11 +153,29 @@ def _format(signal, int width):
 
 cdef void _load_from_the_start(signal_t* signal) noexcept:
     """In a message of up to eight bytes every field comes out of the same eight: whole columns share one load."""
+    cdef int start = -ROW_HEAD if signal.source == IDENTIFIER else 0
     if signal.big_endian:
-        signal.left += 8 * signal.first_byte
+        signal.left += 8 * (signal.first_byte - start)
     else:
-        signal.left -= 8 * signal.first_byte
-    signal.first_byte = 0
+        signal.left -= 8 * (signal.first_byte - start)
+    signal.first_byte = start
+
+
+def _selecting(message):
+    """Whether all selectors lie in the first eight bytes, and a mask of their bits there."""
+    mask = 0
+    for place in {signal.selector for signal in message.signals} - {None}:
+        signal = message.signals[place]
+        if signal.of_id or signal.needed_bytes > 8:
+            return False, 0
+        number = signal.start
+        for _ in range(signal.length):
+            mask |= 1 << number
+            if not signal.big_endian:
+                number += 1
+            else:
+                number = number + 15 if number % 8 == 0 else number - 1
+    return True, mask
 
 
 def _selectors_first(message):

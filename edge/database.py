@@ -34,6 +34,14 @@ SUFFIXES = (".dbc", ".arxml", ".kcd", ".sym")
 LONGEST_FIELD_BITS = 64
 LONGEST_CLASSIC = 8
 MAX_CORRECTIONS = 50
+FARTHEST_BIT = 8 * 4095  # of the longest message that a transport protocol carries here
+# Where a database says how long something is, or where it lies.
+PLACES = {
+    ".dbc": r"^[ \t]*(?:SG_\s[^:\n]*:\s*(\d+)\|(\d+)@|BO_\s+\d+\s+\w+\s*:\s*(\d+))",
+    ".kcd": r"\s(?:offset|length)=\"(\d+)\"",
+    ".sym": r"(?:=\S+\s+\w+\s+|^Mux=\S+\s+)(\d+),(\d+)|^DLC=(\d+)",
+    ".arxml": r"<(?:START-POSITION|LENGTH|FRAME-LENGTH)>(\d+)<",
+}
 WIDEST_MULTIPLEXER_RANGE = 1 << 16  # cantools holds every value of a range
 
 # It logs what it finds odd; what matters of that is in our diagnostics.
@@ -135,6 +143,7 @@ class _File:
 
     def _loaded(self) -> Database:
         """Loaded without cantools' strict checks, which it would apply to the file as a whole; _check does."""
+        self._refuse_far_fields()
         self._refuse_wide_ranges()
         for _ in range(MAX_CORRECTIONS):
             try:
@@ -156,12 +165,21 @@ class _File:
             raise ValueError("it describes diagnostics, not CAN messages")
         return database
 
+    def _refuse_far_fields(self) -> None:
+        """cantools makes a character for every bit up to the last one of a message."""
+        for found in re.finditer(PLACES[self._suffix], self._text, re.MULTILINE):
+            for number in filter(None, found.groups()):
+                if len(number) > 9 or int(number) > FARTHEST_BIT:
+                    line = self._text.count("\n", 0, found.start(1)) + 1
+                    problem = f"a field or message of {number[:20]} bits or bytes is too long"
+                    raise InputError(f"{self._path}:{line}", problem, f"a message has at most {FARTHEST_BIT} bits")
+
     def _refuse_wide_ranges(self) -> None:
         if self._suffix != ".dbc":
             return
         for statement in re.finditer(r"^[ \t]*SG_MUL_VAL_\s+\d+\s+\w+\s+\w+\s+([^;]*);", self._text, re.MULTILINE):
             for low, high in re.findall(r"(\d+)\s*-\s*(\d+)", statement[1]):
-                if int(high) - int(low) >= WIDEST_MULTIPLEXER_RANGE:
+                if len(high) > 18 or len(low) > 18 or int(high) - int(low) >= WIDEST_MULTIPLEXER_RANGE:
                     line = self._text.count("\n", 0, statement.start()) + 1
                     raise InputError(
                         f"{self._path}:{line}",

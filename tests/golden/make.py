@@ -24,6 +24,7 @@ from edge.message import Block, Clock, Counters, Coverage, Envelope, Eviction, Q
 from edge.source.stream import PIECE, SLOT_BYTES
 
 FOLDER = Path(__file__).parent
+ADDED = {"protocol", "of_id", "initial", "invalid"}
 START_US = 1_700_000_000_000_000
 
 
@@ -97,9 +98,15 @@ def message(data: bytes) -> bytes:
 
 
 def manifest_values(found: DecoderManifest) -> dict[str, Any]:
-    messages = [{**row._asdict(), "signals": [signal._asdict() for signal in row.signals]} for row in found.messages]
+    messages = [{**_row(row), "signals": [_row(signal) for signal in row.signals]} for row in found.messages]
     sources = [source._asdict() for source in found.sources]
     return _plain({"hash": found.hash, "buses": found.buses, "messages": messages, "sources": sources})
+
+
+def _row(row: Message | Signal) -> dict[str, Any]:
+    """Fields that were added later are named only where they are not what they are without being given."""
+    defaults = row._field_defaults
+    return {name: value for name, value in row._asdict().items() if name not in ADDED or value != defaults[name]}
 
 
 def frame_values(found: Frames) -> list[Any]:
