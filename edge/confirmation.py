@@ -49,6 +49,10 @@ class Confirmation(msgspec.Struct, frozen=True):
         pairs = (text.partition("-") for text in self.gaps.split(",") if text)
         return [(int(first), int(last or first)) for first, _, last in pairs]
 
+    def has(self, sequence: int) -> bool:
+        """Whether the cloud has this record."""
+        return sequence <= self.until and not any(first <= sequence <= last for first, last in self.ranges())
+
     def covers(self, entry: HasRange) -> bool:
         """Whether it says anything about all of an eviction's sequences."""
         return entry.last_sequence <= self.until

@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ from edge.choice import Chooser, Flying, Limits, Message
 from edge.cloud import Cloud
 from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, MessageRejected, OutboxFull
-from edge.outbox import LedgerEntry, Outbox
+from edge.outbox import LedgerEntry, Outbox, Record
 from edge.suspects import Suspects
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class UplinkSettings(msgspec.Struct, frozen=True):
     latency_s: how long to wait for a message to fill; none in a backlog or with priority 0. message_units: its
     size in units of 4096 bytes, which is what is billed. daily_bytes: what each priority ("0" to "255") may cost a
     day. metered: whether the network costs by the byte; null: as the module's environment says. metered_priority: the
-    least important one that is sent then. confirm, confirmed: docs/formats/message.md, Confirmation. report_s: how
-    often the counters are reported.
+    least important one that is sent then. confirm, confirmed: docs/formats/message.md, Confirmation; confirm_within_s:
+    what was not confirmed for so long is sent again. report_s: how often the counters are reported.
     """
 
     latency_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
@@ -61,6 +61,7 @@ class UplinkSettings(msgspec.Struct, frozen=True):
     metered_priority: Annotated[int, msgspec.Meta(ge=0, le=255)] = 3
     confirm: bool = False
     confirmed: dict[str, Confirmation] = {}
+    confirm_within_s: Annotated[int, msgspec.Meta(ge=1, le=30 * 86400)] = 86400
     retry_min_s: _Positive = 1.0
     retry_max_s: _Positive = 60.0
     send_timeout_s: _Positive = 60.0
@@ -182,9 +183,13 @@ class Uplink:
         if self.settings.confirmed != self._confirmed or (not self.settings.confirm and self._told):
             await self._persist(self._take_confirmation)
         if asyncio.get_running_loop().time() >= self._expire_at:
-            self._expire_at = asyncio.get_running_loop().time() + EXPIRE_SECONDS
+            wait = min(EXPIRE_SECONDS, self.settings.confirm_within_s if self.settings.confirm else EXPIRE_SECONDS)
+            self._expire_at = asyncio.get_running_loop().time() + wait
             await self._persist(self._outbox.expire)
-            if not self.settings.confirm:
+            if self.settings.confirm:
+                within = self.settings.confirm_within_s
+                self.sent.sent_again += await self._persist(lambda: self._outbox.reclaim(within))
+            else:
                 await self._persist(self._outbox.release)
             self._look = True  # a new day may have begun, the network may be another one
 
@@ -288,7 +293,12 @@ class Uplink:
         evictions = {entry.id: entry for message in messages for entry in message.evictions}
         cursor = self._chooser.cursor() if self.settings.daily_bytes else None
         if self.settings.confirm:
-            await self._persist(lambda: self._outbox.hold(sequences, cursor))
+            records = [record for message in messages for record in message.records]
+            known = [record.sequence for record in records if self._is_confirmed(record)]
+            await self._persist(lambda: self._outbox.hold(set(sequences).difference(known), cursor))
+            if known:  # sent again, or confirmed before its acknowledgement came
+                await self._persist(lambda: self._outbox.ack(known))
+                self.sent.confirmed += len(known)
             self._told |= evictions
         else:
             await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
@@ -346,6 +356,10 @@ class Uplink:
 
     # The outbox
 
+    def _is_confirmed(self, record: Record) -> bool:
+        said = self._confirmed.get(record.outbox.hex())
+        return said is not None and said.has(record.sequence)
+
     def _take_confirmation(self) -> None:
         """In the outbox's thread: what the cloud says it has."""
         for outbox, said in self.settings.confirmed.items():
@@ -364,7 +378,7 @@ class Uplink:
         self._confirmed = self.settings.confirmed
         self._look = True
 
-    async def _persist(self, work: Callable[[], Any]) -> None:
+    async def _persist(self, work: Callable[[], T]) -> T:
         """Until it works: what the cloud has must not be sent for ever because the disk is full for a while."""
         delay = 0.1
         while True:

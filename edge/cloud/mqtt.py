@@ -27,7 +27,7 @@ import ssl
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiomqtt
@@ -101,17 +101,21 @@ class Mqtt:
         failures, last_good = 0, loop.time()
         while True:
             opened: float | None = None
+            client = self._new_client()
             try:
-                async with self._new_client() as client:
+                async with client:
                     await self._open(client)
                     opened = loop.time()
                     await self._hold(client)
             except (aiomqtt.MqttError, OSError, ValueError, TimeoutError) as error:
+                if _is_cancelled():  # closing a broken client raises, and would hide that
+                    raise asyncio.CancelledError from error
                 self.problem = _reason(error)
             finally:
                 self._client = None
                 self._connected.clear()
                 self._failed.set()
+                client.drop()
             if opened is not None:
                 last_good = loop.time()
                 failures = 0 if last_good - opened > STEADY_SECONDS else failures
@@ -139,8 +143,8 @@ class Mqtt:
         await self._publish(f"{self._root}/reported", json.dumps(merged).encode(), "reported properties", retain=True)
         self._reported = merged
 
-    def _new_client(self) -> aiomqtt.Client:
-        return aiomqtt.Client(
+    def _new_client(self) -> "_Client":
+        return _Client(
             self._host,
             self._port,
             identifier=self._id,
@@ -162,6 +166,9 @@ class Mqtt:
         self.counters["connects"] += 1
         self._connected.set()
         log.info("connected to %s:%d", self._host, self._port)
+        self._tell_twin()
+
+    def _tell_twin(self) -> None:
         self.on_twin({"desired": self._desired, "reported": self._reported})
 
     async def _hold(self, client: aiomqtt.Client) -> None:
@@ -188,6 +195,7 @@ class Mqtt:
                 with suppress(ValueError):
                     found = json.loads(payload)
                     self._reported = found if isinstance(found, dict) else {}
+                    self._tell_twin()
             elif name.startswith("call/") and name.count("/") == 2:
                 _, method, rid = name.split("/")
                 task = asyncio.create_task(self._answer(method, rid, payload), name=name)
@@ -204,7 +212,7 @@ class Mqtt:
             log.warning("%s/desired is no JSON object: the settings stay as they are", self._root)
             return
         self._desired = desired
-        self.on_twin({"desired": self._desired, "reported": self._reported})
+        self._tell_twin()
 
     async def _answer(self, method: str, rid: str, payload: bytes) -> None:
         status, answer = 404, {"error": "this module takes no methods"}
@@ -243,6 +251,35 @@ class Mqtt:
             await asyncio.gather(publish, failed, return_exceptions=True)
 
 
+class _Client(aiomqtt.Client):
+    """What aiomqtt 2.0 leaves out: a broker that breaks off before its CONNACK (as it does on a wrong certificate) is
+    noticed at once, and the socket of a broken connection does not stay with the loop."""
+
+    async def __aenter__(self) -> Self:
+        entering = asyncio.ensure_future(super().__aenter__())
+        ends: list[asyncio.Future[Any]] = [entering, self._disconnected]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not entering.done():
+                raise aiomqtt.MqttError(str(self._disconnected.exception() or "the broker broke off"))
+            return await entering
+        finally:
+            if not entering.done():
+                entering.cancel()
+                await asyncio.gather(entering, return_exceptions=True)
+
+    def drop(self) -> None:
+        """Close what may still be open."""
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            self._disconnected.exception()  # seen
+        if self._misc_task is not None:
+            self._misc_task.cancel()
+        if (sock := self._client.socket()) is not None and sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+            sock.close()
+
+
 def tls_context() -> ssl.SSLContext:
     """From BORDNETZ_CA, BORDNETZ_CERTIFICATE and BORDNETZ_KEY. Raises InputError: a file is missing or no PEM."""
     ca = os.environ.get("BORDNETZ_CA") or None
@@ -278,6 +315,11 @@ def merge(into: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
 def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {cause}"
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _quiet() -> logging.Logger:

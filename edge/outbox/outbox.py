@@ -194,6 +194,13 @@ class Outbox:
         """
         return self._write(lambda: self._confirm(outbox, until, gaps))
 
+    def reclaim(self, seconds: int) -> int:
+        """Put back into the queue what has been held for longer than this; return how many.
+
+        Of the newest records the cloud cannot know that it misses them.
+        """
+        return self._write(lambda: self._reclaim(seconds)) if self.stats().held else 0
+
     def release(self) -> int:
         """Forget all that is held: confirmation is not asked for any more. Returns how many."""
         if not self.stats().held:
@@ -270,6 +277,11 @@ class Outbox:
             back += self._db.changes()
             first = high + 1
         return gone, back
+
+    def _reclaim(self, seconds: int) -> int:
+        age_s = database.keep_age(self._db, *self._clock())
+        self._db.execute("UPDATE records SET held = NULL WHERE held <= ?", (age_s - seconds,))
+        return int(self._db.changes())
 
     def _release(self) -> int:
         self._db.execute("DELETE FROM records WHERE held IS NOT NULL")
