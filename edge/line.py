@@ -13,6 +13,7 @@ block. The state of campaigns that did not change is carried over when others do
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -28,6 +29,7 @@ from edge.decoder import Decoder
 from edge.message import Block, Clock, Counters, Coverage
 from edge.outbox import MAX_BODY_BYTES, NewRecord
 
+BEGAN_KEPT = 100
 DAY_US = 86_400_000_000
 MAX_DATA_BYTES = MAX_BODY_BYTES - 2048  # the rest of a Block is smaller
 DISORDER_US = 1_000_000  # how far back in time a frame may come late
@@ -82,6 +84,7 @@ class Stream:
         self.before_us, self.after_us = round(campaign.before_s * 1e6), round(campaign.after_s * 1e6)
         self.collected = 0  # frames of the ring before this one are in the stream
         self.day, self.day_events = 0, 0
+        self.began: deque[int] = deque(maxlen=BEGAN_KEPT)  # times of the last events
         self.done = False  # of a snapshot: it has been taken
 
     @property
@@ -134,6 +137,7 @@ class Stream:
         """The first frame of an event at this time."""
         self.until_us = time_us + self.after_us
         self.tally.events += 1
+        self.began.append(time_us)
         oldest_us = ring.first_time_us
         start = ring.find(ring.first, time_us - self.before_us)
         if ring.crowded and start == ring.first and oldest_us is not None and oldest_us > time_us - self.before_us:

@@ -45,7 +45,7 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
     """Capture now: these signals, from before_s before to after_s behind."""
 
-    signals: dict[str, SignalRule] = {"*": SignalRule()}
+    signals: dict[str, SignalRule] = msgspec.field(default_factory=lambda: {"*": SignalRule()})
     before_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     after_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 1
