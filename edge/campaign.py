@@ -46,7 +46,8 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts.
+    """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts; `/` is taken
+    for `.`, because names in a twin must not have dots.
 
     priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
     when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
@@ -166,9 +167,10 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
     """For each signal the rule of the most specific entry that matches it."""
     chosen: dict[int, tuple[str, SignalRule]] = {}
     for glob in sorted(campaign.signals, key=_specificity):
-        matches = names.find(glob) or _matches(glob, names)
+        dotted = glob.replace("/", ".")
+        matches = names.find(dotted) or _matches(dotted, names)
         if not matches:
-            raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(glob))
+            raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(dotted))
         _check_rule(f"{place}: signals.{glob}", campaign.signals[glob])
         for number in matches:
             chosen[number] = glob, campaign.signals[glob]
