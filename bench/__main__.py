@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import decoding, modules, process, workload
+from bench import campaigns, decoding, modules, process, workload
 
 GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]] = {
     "decode": decoding.figures,
+    "campaigns": campaigns.figures,
     "process": process.figures,
     "modules": modules.figures,
 }

@@ -15,7 +15,7 @@ the batch, so each block keeps its promise alone. Slow twin: tests/reference/red
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport INFINITY, fabs, isfinite, rint
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcpy, memset
 
@@ -248,7 +248,7 @@ cdef class Reducer:
                 continue
             for i in range(size):
                 value = self._coarse(rule, signal, _raw(columns, column, signal, i))
-                memcpy(into.arena + offset + i * column.width, &value, column.width)
+                _put(into.arena + offset + i * column.width, value, column.width)
         return 0
 
     cdef uint64_t _coarse(self, const rule_t* rule, const signal_t* signal, uint64_t raw) noexcept nogil:
@@ -460,7 +460,7 @@ cdef class Reducer:
         values = _add_single(into, message, signal, width, self.pick_count)
         for i in range(self.pick_count):
             (<int64_t*>(into.arena + into.group_rows[into.group_count - 1].times))[i] = self.picks[i].time_us
-            memcpy(into.arena + values + i * width, &self.picks[i].raw, width)
+            _put(into.arena + values + i * width, self.picks[i].raw, width)
         return 0
 
     cdef int _make_room(self, Py_ssize_t count) except -1 nogil:
@@ -508,14 +508,32 @@ cdef Py_ssize_t _add_single(
 
 
 cdef inline uint64_t _raw(Columns columns, const column_t* column, const signal_t* signal, Py_ssize_t row) noexcept nogil:
-    """The raw value of a row, sign-extended for signed integers."""
-    cdef uint64_t value = 0
-    cdef uint64_t sign
-    memcpy(&value, columns.arena + column.offset + (0 if column.is_constant else row * column.width), column.width)
-    if signal.sign and column.width < 8:
-        sign = 1ULL << (8 * column.width - 1)
-        value = (value ^ sign) - sign
-    return value
+    """The raw value of a row, sign-extended for signed integers. By width: a copy of unknown size is a call."""
+    cdef const uint8_t* at = columns.arena + column.offset + (0 if column.is_constant else row * column.width)
+    cdef uint16_t two
+    cdef uint32_t four
+    cdef uint64_t eight
+    if column.width == 1:
+        return <uint64_t><int64_t><int8_t>at[0] if signal.sign else at[0]
+    if column.width == 2:
+        memcpy(&two, at, 2)
+        return <uint64_t><int64_t><int16_t>two if signal.sign else two
+    if column.width == 4:
+        memcpy(&four, at, 4)
+        return <uint64_t><int64_t><int32_t>four if signal.sign else four
+    memcpy(&eight, at, 8)
+    return eight
+
+
+cdef inline void _put(uint8_t* to, uint64_t raw, int width) noexcept nogil:
+    if width == 1:
+        to[0] = <uint8_t>raw
+    elif width == 2:
+        memcpy(to, &raw, 2)
+    elif width == 4:
+        memcpy(to, &raw, 4)
+    else:
+        memcpy(to, &raw, 8)
 
 
 cdef inline double _sided(const rule_t* rule, const signal_t* signal, uint64_t raw) noexcept nogil:
