@@ -46,7 +46,11 @@ def decode(block: bytes, plan: Plan, into: Columns | None = None) -> Columns:
     if size > CONTENT_MAX_BYTES:
         raise BlockCorrupt(f"the block says that it holds {size} bytes; {CONTENT_MAX_BYTES} are allowed")
     try:
-        content = zstandard.ZstdDecompressor().decompress(block[HEADER.size :], max_output_size=size)
+        packed = block[HEADER.size :]
+        # A size that zstd itself announces would be believed before max_output_size, up to any number.
+        if zstandard.frame_content_size(packed) not in (-1, size):
+            raise BlockCorrupt("the block is not of the size that its header says")
+        content = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
         if len(content) != size:
             raise BlockCorrupt(f"the block holds {len(content)} bytes, not {size}")
         return read(content, plan, into)

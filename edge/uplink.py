@@ -166,11 +166,12 @@ class Uplink:
         """In the outbox's thread: a message of what is not in flight, and whether waiting cannot fill it."""
         limit = self.settings.message_bytes
         flying = {entry.id for message in self._flights.values() for entry in message.evictions}
+        # Before peek: what comes between the two would look like a backlog behind a message that it fits into.
+        waiting = self._outbox.stats().records - sum(len(message.records) for message in self._flights.values())
         records = self._outbox.peek(limit, MAX_RECORDS, self._after)
         entries: list[LedgerEntry] = []
         with suppress(OutboxFull):  # they wait; what can be sent makes room
             entries = [entry for entry in self._outbox.ledger(MAX_EVICTIONS) if entry.id not in flying]
-        waiting = self._outbox.stats().records - sum(len(message.records) for message in self._flights.values())
         if not records:
             return self._of_evictions(entries), False
         group = self._group(records)

@@ -92,13 +92,12 @@ def run(
     say: Say = lambda line: None,
 ) -> Summary:
     """Run the line once; out is emptied first. Raises InputError: what was given cannot be used."""
+    if log and not log.is_file():
+        raise InputError(log, "no such file", "give a recording")
+    expanded = deployment.expand(template or ROOT / "deployment.template.json")
     _empty(out)
     recording, meaning = (log, manifests.load(manifest)) if log and manifest else _drive(out, seconds, seed, say)
-    if not recording.is_file():
-        raise InputError(recording, "no such file", "give a recording")
-    template = template or ROOT / "deployment.template.json"
-    expanded = adapt(deployment.expand(template), recording)
-    return asyncio.run(_run(expanded, recording, meaning, out, say))
+    return asyncio.run(_run(adapt(expanded, recording), recording, meaning, out, say))
 
 
 def _drive(out: Path, seconds: float, seed: int, say: Say) -> tuple[Path, DecoderManifest]:
