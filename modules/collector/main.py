@@ -183,12 +183,15 @@ class Module:
 
     async def _leave_status(self) -> None:
         while True:
-            try:
-                state = "finished" if self.collector.finished else "running"
-                await asyncio.to_thread(doctor.write_status, self._folder, {"state": state, **self._describe()})
-            except OSError as error:
-                log.debug("no status left: %s", error)
+            await asyncio.to_thread(self._write_status)
             await asyncio.sleep(STATUS_SECONDS)
+
+    def _write_status(self) -> None:
+        try:
+            state = "finished" if self.collector.finished else "running"
+            doctor.write_status(self._folder, {"state": state, **self._describe()})
+        except OSError as error:
+            log.debug("no status left: %s", error)
 
     # Direct methods
 
