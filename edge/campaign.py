@@ -22,6 +22,8 @@ from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
+PRIVATE = re.compile(r"(^|[._])(VIN|VEHICLE_?IDENTIFICATION_?NUMBER)([._]|$)", re.IGNORECASE)
 SNAPSHOT = "snapshot"  # the stream of what the direct method of this name captures
 MOST_SIGNAL_RULES = 10_000
 
@@ -172,7 +174,13 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
         if not matches:
             raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(dotted))
         _check_rule(f"{place}: signals.{glob}", campaign.signals[glob])
-        for number in matches:
+        named = [number for number in matches if PRIVATE.search(dotted) or not _is_private(names, number)]
+        if not named:
+            first = names.signals[matches[0]][0]
+            raise InputError(
+                f"{place}: signals.{glob}", "matches nothing but identifiers of the vehicle", f"name {first}"
+            )
+        for number in named:
             chosen[number] = glob, campaign.signals[glob]
     dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
     rules = [dropped] * len(names.signals)
@@ -180,6 +188,10 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
         full, _, signal = names.signals[number]
         rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
     return rules
+
+
+def _is_private(names: Names, number: int) -> bool:
+    return PRIVATE.search(names.signals[number][0]) is not None
 
 
 def _check_rule(place: str, rule: SignalRule) -> None:

@@ -82,6 +82,21 @@ def test_an_unknown_field_is_refused_with_the_closest_one() -> None:
     assert "did you mean before_s?" in explain(error.value, Campaign)
 
 
+def test_identifiers_of_the_vehicle_leave_it_only_when_they_are_named() -> None:
+    messages = (Message("can0", 1, "VIN", 8, signals=(Signal("PART", 0, 8),)),)
+    messages += (Message("can0", 2, "Info", 8, signals=(Signal("VIN", 0, 8), Signal("Driving", 8, 8))),)
+    of = DecoderManifest(("can0",), messages)
+
+    def kept(*globs: str) -> list[int]:
+        return list(compile_campaign("a", Campaign({glob: SignalRule() for glob in globs}), of).keep)
+
+    assert kept("*") == kept("can0.*") == kept("Info.*") == [0, 0, 1]
+    assert kept("*", "VIN.*") == kept("can0/VIN/*", "*") == [1, 0, 1]
+    assert kept("Info.VIN") == [0, 1, 0]
+    with pytest.raises(InputError, match=r"nothing but identifiers of the vehicle; name VIN\.PART"):
+        kept("V?N.*")
+
+
 def test_the_most_specific_entry_counts() -> None:
     found = rules(
         {"*": {"filter": "change"}, "M.*": {"max_error": 1}, "M.Speed": {"filter": "timebased", "period_s": 2}}
