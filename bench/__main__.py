@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import decoding, kinds, modules, process, workload
+from bench import campaigns, decoding, kinds, modules, process, workload
 
 GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]] = {
     "decode": decoding.figures,
     "kinds": kinds.figures,
+    "campaigns": campaigns.figures,
     "process": process.figures,
     "modules": modules.figures,
 }

@@ -15,8 +15,8 @@ the batch, so each block keeps its promise alone. Slow twin: tests/reference/red
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport INFINITY, fabs, isfinite, rint
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcpy, memset
 
 from cy_core.columns cimport Columns, column_t, group_t
@@ -50,6 +50,7 @@ cdef struct rule_t:
 cdef struct pick_t:             # a sample
     int64_t time_us
     uint64_t raw
+    uint32_t order              # of arrival, among samples of one time
 
 
 cdef struct state_t:
@@ -68,9 +69,11 @@ cdef class Reducer:
     cdef rule_t* rules
     cdef state_t* states
     cdef uint64_t* labels
-    cdef uint8_t* chosen            # rows of the column at hand
-    cdef pick_t* picks
-    cdef Py_ssize_t capacity, pick_capacity, pick_count
+    cdef pick_t* samples            # of the signal at hand, in the order of time
+    cdef pick_t* picks              # those of them that are kept
+    cdef int32_t* heads             # of each message: its first group, -1 for none
+    cdef int32_t* nexts             # of each group: the next one of its message, -1 for none
+    cdef Py_ssize_t capacity, pick_capacity, pick_count, group_capacity
 
     def __cinit__(self, Plan plan not None, rules):
         cdef Py_ssize_t place, count = 0
@@ -79,6 +82,7 @@ cdef class Reducer:
         self.plan = plan
         self.rules = <rule_t*>_zeroed(plan.signal_count, sizeof(rule_t))
         self.states = <state_t*>_zeroed(plan.signal_count, sizeof(state_t))
+        self.heads = <int32_t*>_zeroed(plan.message_count, sizeof(int32_t))
         self.labels = <uint64_t*>_zeroed(sum(len(rule[5]) for rule in rules), sizeof(uint64_t))
         for place, (kind, bound, span_us, hold_us, keep, labels, negative) in enumerate(rules):
             if KINDS[kind] == WINDOW and span_us < 1:
@@ -96,7 +100,9 @@ cdef class Reducer:
         free(self.rules)
         free(self.states)
         free(self.labels)
-        free(self.chosen)
+        free(self.samples)
+        free(self.heads)
+        free(self.nexts)
         free(self.picks)
 
     def save(self):
@@ -125,30 +131,87 @@ cdef class Reducer:
         into.forget()
         into.frames = columns.frames
         with nogil:
+            self._link_groups(columns)
             for i in range(columns.group_count):
-                self._group(columns, &columns.group_rows[i], into)
+                self._whole(columns, &columns.group_rows[i], into)
+            for i in range(self.plan.message_count):
+                if self.heads[i] >= 0:
+                    self._message(columns, i, into)
             self._close_windows(into, now_us, last)
         kept = into.samples()
         return kept
 
-    cdef int _group(self, Columns columns, const group_t* group, Columns into) except -1 nogil:
-        cdef uint32_t first = self.plan.messages[group.message].first_signal, j, whole = 0
-        cdef const column_t* column
-        self._make_room(group.count)
-        for j in range(group.first_column, group.first_column + group.column_count):
-            column = &columns.column_rows[j]
-            whole += self.rules[first + column.signal].kind == EVERY
-        if whole:
-            self._copy_whole(columns, group, into, whole)
-        for j in range(group.first_column, group.first_column + group.column_count):
-            column = &columns.column_rows[j]
-            if self.rules[first + column.signal].kind == CHANGE:
-                self._change(columns, group, column, into)
-            elif self.rules[first + column.signal].kind == CURVELOG:
-                self._curvelog(columns, group, column, into)
-            elif self.rules[first + column.signal].kind == WINDOW:
-                self._window(columns, group, column, into)
+    cdef int _link_groups(self, Columns columns) except -1 nogil:
+        """A message whose rows hold different signals has several groups, which lie in time among each other."""
+        cdef Py_ssize_t i
+        cdef uint32_t message
+        cdef void* grown
+        if columns.group_count > self.group_capacity:
+            grown = realloc(self.nexts, columns.group_count * sizeof(int32_t))
+            if grown == NULL:
+                with gil:
+                    raise MemoryError(f"no memory for {columns.group_count} groups")
+            self.nexts, self.group_capacity = <int32_t*>grown, columns.group_count
+        memset(self.heads, 0xFF, self.plan.message_count * sizeof(int32_t))
+        for i in range(columns.group_count - 1, -1, -1):
+            message = columns.group_rows[i].message
+            self.nexts[i] = self.heads[message]
+            self.heads[message] = i
         return 0
+
+    cdef int _whole(self, Columns columns, const group_t* group, Columns into) except -1 nogil:
+        cdef uint32_t first = self.plan.messages[group.message].first_signal, j, whole = 0
+        for j in range(group.first_column, group.first_column + group.column_count):
+            whole += self.rules[first + columns.column_rows[j].signal].kind == EVERY
+        return self._copy_whole(columns, group, into, whole) if whole else 0
+
+    cdef int _message(self, Columns columns, uint32_t message, Columns into) except -1 nogil:
+        """The signals of a message that are reduced one by one."""
+        cdef uint32_t i, place
+        cdef Py_ssize_t count
+        for i in range(self.plan.messages[message].signal_count):
+            place = self.plan.messages[message].first_signal + i
+            if self.rules[place].kind < CHANGE:
+                continue
+            count = self._gather(columns, message, i)
+            self.pick_count = 0
+            if count == 0:
+                continue
+            if self.rules[place].kind == CHANGE:
+                self._change(place, count)
+            elif self.rules[place].kind == CURVELOG:
+                self._curvelog(place, count)
+            else:
+                self._window(place, count)
+            self._put_picks(place, message, i, into)
+        return 0
+
+    cdef Py_ssize_t _gather(self, Columns columns, uint32_t message, uint32_t signal) except -1 nogil:
+        """All samples of a signal in this batch, in the order of time; how many there are."""
+        cdef const signal_t* row = &self.plan.signals[self.plan.messages[message].first_signal + signal]
+        cdef const group_t* group
+        cdef const column_t* column
+        cdef const int64_t* times
+        cdef Py_ssize_t count = 0, i
+        cdef int32_t number = self.heads[message]
+        cdef bint is_ordered = True
+        while number >= 0:
+            group = &columns.group_rows[number]
+            number = self.nexts[number]
+            column = _column(columns, group, signal)
+            if column == NULL:
+                continue
+            self._make_room(count + group.count)
+            times = <const int64_t*>(columns.arena + group.times)
+            for i in range(group.count):
+                self.samples[count].time_us = times[i]
+                self.samples[count].raw = _raw(columns, column, row, i)
+                self.samples[count].order = <uint32_t>count
+                is_ordered &= count == 0 or self.samples[count - 1].time_us <= times[i]
+                count += 1
+        if not is_ordered:
+            qsort(self.samples, count, sizeof(pick_t), &_by_time)
+        return count
 
     # -- every
 
@@ -185,7 +248,7 @@ cdef class Reducer:
                 continue
             for i in range(size):
                 value = self._coarse(rule, signal, _raw(columns, column, signal, i))
-                memcpy(into.arena + offset + i * column.width, &value, column.width)
+                _put(into.arena + offset + i * column.width, value, column.width)
         return 0
 
     cdef uint64_t _coarse(self, const rule_t* rule, const signal_t* signal, uint64_t raw) noexcept nogil:
@@ -233,25 +296,22 @@ cdef class Reducer:
 
     # -- change
 
-    cdef int _change(self, Columns columns, const group_t* group, const column_t* column, Columns into) except -1 nogil:
-        cdef Py_ssize_t place = self.plan.messages[group.message].first_signal + column.signal, i, kept = 0
-        cdef const int64_t* times = <const int64_t*>(columns.arena + group.times)
+    cdef int _change(self, Py_ssize_t place, Py_ssize_t count) except -1 nogil:
         cdef rule_t* rule = &self.rules[place]
         cdef state_t* state = &self.states[place]
         cdef const signal_t* signal = &self.plan.signals[place]
-        cdef uint64_t raw
-        for i in range(group.count):
-            raw = _raw(columns, column, signal, i)
-            self.chosen[i] = (
+        cdef const pick_t* sample
+        cdef Py_ssize_t i
+        for i in range(count):
+            sample = &self.samples[i]
+            if (
                 not state.started
-                or (rule.hold_us and times[i] - state.last.time_us >= rule.hold_us)
-                or (raw != state.last.raw and self._differs(rule, signal, raw, state.last.raw))
-            )
-            if self.chosen[i]:
-                state.started = True
-                state.last.time_us, state.last.raw = times[i], raw
-                kept += 1
-        return self._choose(columns, group, column, into, kept)
+                or (rule.hold_us and sample.time_us - state.last.time_us >= rule.hold_us)
+                or (sample.raw != state.last.raw and self._differs(rule, signal, sample.raw, state.last.raw))
+            ):
+                state.started, state.last = True, sample[0]
+                self._add_pick(sample)
+        return 0
 
     cdef bint _differs(self, const rule_t* rule, const signal_t* signal, uint64_t a, uint64_t b) noexcept nogil:
         cdef double x, y
@@ -266,24 +326,22 @@ cdef class Reducer:
 
     # -- curvelog
 
-    cdef int _curvelog(self, Columns columns, const group_t* group, const column_t* column, Columns into) except -1 nogil:
-        cdef Py_ssize_t place = self.plan.messages[group.message].first_signal + column.signal
-        cdef Py_ssize_t anchor = 0, last, j, kept = 1, count = group.count
-        cdef const int64_t* times = <const int64_t*>(columns.arena + group.times)
+    cdef int _curvelog(self, Py_ssize_t place, Py_ssize_t count) except -1 nogil:
         cdef rule_t* rule = &self.rules[place]
         cdef const signal_t* signal = &self.plan.signals[place]
+        cdef const pick_t* samples = self.samples
+        cdef Py_ssize_t anchor = 0, last, j
         cdef double low, high, start, value, span, slope
         # A little less, so that a line computed in any order of operations stays inside.
         cdef double bound = rule.bound * (1 - 1e-9)
-        memset(self.chosen, 0, count)
-        self.chosen[0] = True
+        self._add_pick(samples)
         while anchor < count - 1:
             last, j = anchor + 1, anchor + 1
             low, high = -INFINITY, INFINITY
-            start = self._line_value(rule, signal, _raw(columns, column, signal, anchor))
+            start = self._line_value(rule, signal, samples[anchor].raw)
             while j < count and j - last < LOOK_AHEAD and isfinite(start):
-                value = self._line_value(rule, signal, _raw(columns, column, signal, j))
-                span = <double>(times[j] - times[anchor])
+                value = self._line_value(rule, signal, samples[j].raw)
+                span = <double>(samples[j].time_us - samples[anchor].time_us)
                 if not isfinite(value) or span <= 0 or (rule.hold_us and j > anchor + 1 and span > rule.hold_us):
                     break
                 slope = (value - start) / span
@@ -294,10 +352,9 @@ cdef class Reducer:
                 if low > high:
                     break
                 j += 1
-            self.chosen[last] = True
-            kept += 1
+            self._add_pick(&samples[last])
             anchor = last
-        return self._choose(columns, group, column, into, kept)
+        return 0
 
     cdef inline double _line_value(self, const rule_t* rule, const signal_t* signal, uint64_t raw) noexcept nogil:
         """What a line can pass: not a label, not an integer that no double holds."""
@@ -308,9 +365,7 @@ cdef class Reducer:
 
     # -- window
 
-    cdef int _window(self, Columns columns, const group_t* group, const column_t* column, Columns into) except -1 nogil:
-        cdef uint32_t place = self.plan.messages[group.message].first_signal + column.signal
-        cdef const int64_t* times = <const int64_t*>(columns.arena + group.times)
+    cdef int _window(self, Py_ssize_t place, Py_ssize_t count) except -1 nogil:
         cdef rule_t* rule = &self.rules[place]
         cdef state_t* state = &self.states[place]
         cdef const signal_t* signal = &self.plan.signals[place]
@@ -318,10 +373,9 @@ cdef class Reducer:
         cdef int64_t cell
         cdef pick_t pick
         cdef double value
-        self.pick_count = 0
-        for i in range(group.count):
-            cell = _floor_div(times[i], rule.span_us)
-            pick.time_us, pick.raw = times[i], _raw(columns, column, signal, i)
+        for i in range(count):
+            pick = self.samples[i]
+            cell = _floor_div(pick.time_us, rule.span_us)
             if state.started and cell > state.cell:
                 self._give_out(rule, state)
             if not state.started:
@@ -338,7 +392,7 @@ cdef class Reducer:
             if not state.has_range or value > _sided(rule, signal, state.largest.raw):
                 state.largest = pick
             state.has_range = True
-        return self._put_picks(place, group.message, column.signal, into)
+        return 0
 
     cdef int _close_windows(self, Columns into, int64_t now_us, bint last) except -1 nogil:
         """Give out periods that are over, also of signals that have fallen silent."""
@@ -406,42 +460,37 @@ cdef class Reducer:
         values = _add_single(into, message, signal, width, self.pick_count)
         for i in range(self.pick_count):
             (<int64_t*>(into.arena + into.group_rows[into.group_count - 1].times))[i] = self.picks[i].time_us
-            memcpy(into.arena + values + i * width, &self.picks[i].raw, width)
-        return 0
-
-    # -- rows that were chosen
-
-    cdef int _choose(
-        self, Columns columns, const group_t* group, const column_t* column, Columns into, Py_ssize_t kept
-    ) except -1 nogil:
-        """Copy the chosen rows of one column into a group of its own."""
-        cdef const int64_t* times = <const int64_t*>(columns.arena + group.times)
-        cdef const uint8_t* from_values = columns.arena + column.offset
-        cdef int64_t* to_times
-        cdef uint8_t* to_values
-        cdef Py_ssize_t i, values
-        if kept == 0:
-            return 0
-        values = _add_single(into, group.message, column.signal, column.width, kept)
-        to_times = <int64_t*>(into.arena + into.group_rows[into.group_count - 1].times)
-        to_values = into.arena + values
-        for i in range(group.count):
-            if self.chosen[i]:
-                to_times[0] = times[i]
-                to_times += 1
-                memcpy(to_values, from_values + (0 if column.is_constant else i * column.width), column.width)
-                to_values += column.width
+            _put(into.arena + values + i * width, self.picks[i].raw, width)
         return 0
 
     cdef int _make_room(self, Py_ssize_t count) except -1 nogil:
         cdef void* grown
         if count > self.capacity:
-            grown = realloc(self.chosen, count)
+            grown = realloc(self.samples, 2 * count * sizeof(pick_t))
             if grown == NULL:
                 with gil:
-                    raise MemoryError(f"no memory for {count} rows")
-            self.chosen, self.capacity = <uint8_t*>grown, count
+                    raise MemoryError(f"no memory for {2 * count} samples")
+            self.samples, self.capacity = <pick_t*>grown, 2 * count
         return 0
+
+
+cdef int _by_time(const void* a, const void* b) noexcept nogil:
+    cdef const pick_t* x = <const pick_t*>a
+    cdef const pick_t* y = <const pick_t*>b
+    if x.time_us != y.time_us:
+        return -1 if x.time_us < y.time_us else 1
+    return -1 if x.order < y.order else 1 if x.order > y.order else 0
+
+
+cdef const column_t* _column(Columns columns, const group_t* group, uint32_t signal) noexcept nogil:
+    """The column of a signal, or NULL; columns are in the order of signals."""
+    cdef uint32_t j
+    if signal < group.column_count and columns.column_rows[group.first_column + signal].signal == signal:
+        return &columns.column_rows[group.first_column + signal]
+    for j in range(group.first_column, group.first_column + group.column_count):
+        if columns.column_rows[j].signal == signal:
+            return &columns.column_rows[j]
+    return NULL
 
 
 cdef Py_ssize_t _add_single(
@@ -459,14 +508,32 @@ cdef Py_ssize_t _add_single(
 
 
 cdef inline uint64_t _raw(Columns columns, const column_t* column, const signal_t* signal, Py_ssize_t row) noexcept nogil:
-    """The raw value of a row, sign-extended for signed integers."""
-    cdef uint64_t value = 0
-    cdef uint64_t sign
-    memcpy(&value, columns.arena + column.offset + (0 if column.is_constant else row * column.width), column.width)
-    if signal.sign and column.width < 8:
-        sign = 1ULL << (8 * column.width - 1)
-        value = (value ^ sign) - sign
-    return value
+    """The raw value of a row, sign-extended for signed integers. By width: a copy of unknown size is a call."""
+    cdef const uint8_t* at = columns.arena + column.offset + (0 if column.is_constant else row * column.width)
+    cdef uint16_t two
+    cdef uint32_t four
+    cdef uint64_t eight
+    if column.width == 1:
+        return <uint64_t><int64_t><int8_t>at[0] if signal.sign else at[0]
+    if column.width == 2:
+        memcpy(&two, at, 2)
+        return <uint64_t><int64_t><int16_t>two if signal.sign else two
+    if column.width == 4:
+        memcpy(&four, at, 4)
+        return <uint64_t><int64_t><int32_t>four if signal.sign else four
+    memcpy(&eight, at, 8)
+    return eight
+
+
+cdef inline void _put(uint8_t* to, uint64_t raw, int width) noexcept nogil:
+    if width == 1:
+        to[0] = <uint8_t>raw
+    elif width == 2:
+        memcpy(to, &raw, 2)
+    elif width == 4:
+        memcpy(to, &raw, 4)
+    else:
+        memcpy(to, &raw, 8)
 
 
 cdef inline double _sided(const rule_t* rule, const signal_t* signal, uint64_t raw) noexcept nogil:

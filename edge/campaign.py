@@ -22,6 +22,8 @@ from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
+PRIVATE = re.compile(r"(^|[._])(VIN|VEHICLE_?IDENTIFICATION_?NUMBER)([._]|$)", re.IGNORECASE)
 SNAPSHOT = "snapshot"  # the stream of what the direct method of this name captures
 MOST_SIGNAL_RULES = 10_000
 
@@ -46,7 +48,8 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts.
+    """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts; `/` is taken
+    for `.`, because names in a twin must not have dots.
 
     priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
     when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
@@ -166,11 +169,18 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
     """For each signal the rule of the most specific entry that matches it."""
     chosen: dict[int, tuple[str, SignalRule]] = {}
     for glob in sorted(campaign.signals, key=_specificity):
-        matches = names.find(glob) or _matches(glob, names)
+        dotted = glob.replace("/", ".")
+        matches = names.find(dotted) or _matches(dotted, names)
         if not matches:
-            raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(glob))
+            raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(dotted))
         _check_rule(f"{place}: signals.{glob}", campaign.signals[glob])
-        for number in matches:
+        named = [number for number in matches if PRIVATE.search(dotted) or not _is_private(names, number)]
+        if not named:
+            first = names.signals[matches[0]][0]
+            raise InputError(
+                f"{place}: signals.{glob}", "matches nothing but identifiers of the vehicle", f"name {first}"
+            )
+        for number in named:
             chosen[number] = glob, campaign.signals[glob]
     dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
     rules = [dropped] * len(names.signals)
@@ -178,6 +188,10 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
         full, _, signal = names.signals[number]
         rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
     return rules
+
+
+def _is_private(names: Names, number: int) -> bool:
+    return PRIVATE.search(names.signals[number][0]) is not None
 
 
 def _check_rule(place: str, rule: SignalRule) -> None:

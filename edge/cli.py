@@ -150,12 +150,73 @@ def decode(log: Path, manifest: Path, out: Path) -> None:
 
 
 @main.command()
-@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.argument("campaigns", type=FILE)
+@click.option("--manifest", type=FILE, required=True)
+@click.option("--log", "logs", type=FILE, multiple=True, required=True, help="Recording; more than one may be given.")
+@click.option("--hours-per-day", type=click.FloatRange(0, 24), default=1.5, show_default=True, help="Driven.")
+@click.option("--vehicles", type=click.IntRange(1), default=1, show_default=True, help="Of the fleet.")
+@click.option("--latency-s", type=click.FloatRange(0.1), default=10, show_default=True, help="Of the uplink.")
+@click.option("--price-per-mb", type=click.FloatRange(0), default=0.0, help="Of the mobile network.")
+@click.option("--price-per-million-units", type=click.FloatRange(0), default=0.0, help="Of the hub's 4,096 bytes.")
+@click.option("--json", "as_json", is_flag=True)
+def plan(
+    campaigns: Path,
+    manifest: Path,
+    logs: tuple[Path, ...],
+    hours_per_day: float,
+    vehicles: int,
+    latency_s: float,
+    price_per_mb: float,
+    price_per_million_units: float,
+    as_json: bool,
+) -> None:
+    """What campaigns would have collected on recordings: events, samples, bytes, error, cost a month."""
+    import msgspec
+
+    from edge import manifest as manifests
+    from edge.plan import Usage, backtest, text
+    from simulator.check import read_campaigns
+
+    decoder_manifest = manifests.load(manifest)
+    selections = read_campaigns(campaigns, decoder_manifest)
+    usage = Usage(hours_per_day, vehicles, price_per_mb, price_per_million_units, latency_s)
+    result = backtest(selections, decoder_manifest, logs, usage)
+    click.echo(msgspec.json.format(msgspec.json.encode(result)).decode() if as_json else text(result))
+
+
+@main.command()
+@click.option("--outbox", type=PATH, default=Path("/var/lib/bordnetz/outbox"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="All that the collector knows of itself.")
+def doctor(outbox: Path, as_json: bool) -> None:
+    """On the vehicle: why is there no data?"""
+    from edge.doctor import examine
+
+    status, sentences = examine(outbox)
+    if as_json:
+        click.echo(json.dumps({"why": sentences, **status}, indent=2))
+    else:
+        click.echo("\n".join(sentences) or "all is well: every bus is alive, and every campaign gets its signals")
+    if sentences:
+        sys.exit(FINDING)
+
+
+@main.command()
+@click.argument("files", type=FILE, nargs=-1)
+@click.option("--schema", "show_schema", is_flag=True, help="Print the JSON Schema of campaign documents instead.")
 @click.option("--manifest", type=FILE, help="Check campaigns and settings against this decoder manifest.")
 @click.option("--expand", type=FILE, help="Write the deployment that a template without findings expands to.")
 @click.option("--json", "as_json", is_flag=True)
-def check(files: tuple[Path, ...], manifest: Path | None, expand: Path | None, as_json: bool) -> None:
+def check(
+    files: tuple[Path, ...], show_schema: bool, manifest: Path | None, expand: Path | None, as_json: bool
+) -> None:
     """Deployment templates and manifests, campaigns, decoder manifests, databases: what is wrong with them?"""
+    if show_schema:
+        from edge.campaign import schema
+
+        click.echo(json.dumps(schema(), indent=2))
+        return
+    if not files:
+        raise click.UsageError("give files to check, or --schema")
     from simulator import deployment
     from simulator.check import check_file
 

@@ -13,6 +13,7 @@ block. The state of campaigns that did not change is carried over when others do
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -28,6 +29,7 @@ from edge.decoder import Decoder
 from edge.message import Block, Clock, Counters, Coverage
 from edge.outbox import MAX_BODY_BYTES, NewRecord
 
+BEGAN_KEPT = 100
 DAY_US = 86_400_000_000
 MAX_DATA_BYTES = MAX_BODY_BYTES - 2048  # the rest of a Block is smaller
 DISORDER_US = 1_000_000  # how far back in time a frame may come late
@@ -69,7 +71,7 @@ class Batch(msgspec.Struct, frozen=True):
 class Stream:
     """One campaign at work."""
 
-    def __init__(self, selection: Selection, decoder: Decoder, place: Place) -> None:
+    def __init__(self, selection: Selection, decoder: Decoder, place: Place, position: int) -> None:
         campaign = selection.campaign
         self.selection = selection
         self.tally = Tally()
@@ -78,10 +80,12 @@ class Stream:
         )
         self.reducer = Reducer(decoder.plan, selection.rules) if selection.rules is not None else None
         self.first, self.missing, self.until_us = place.first, place.missing, place.until_us
+        self.looked = position  # frames of the source before this one have been looked at
         self.counters = Counters()
         self.before_us, self.after_us = round(campaign.before_s * 1e6), round(campaign.after_s * 1e6)
         self.collected = 0  # frames of the ring before this one are in the stream
         self.day, self.day_events = 0, 0
+        self.began: deque[int] = deque(maxlen=BEGAN_KEPT)  # times of the last events
         self.done = False  # of a snapshot: it has been taken
 
     @property
@@ -134,6 +138,7 @@ class Stream:
         """The first frame of an event at this time."""
         self.until_us = time_us + self.after_us
         self.tally.events += 1
+        self.began.append(time_us)
         oldest_us = ring.first_time_us
         start = ring.find(ring.first, time_us - self.before_us)
         if ring.crowded and start == ring.first and oldest_us is not None and oldest_us > time_us - self.before_us:
@@ -187,7 +192,7 @@ class Line:
                 place = (places or {}).get(selection.stream, Place(position))
                 until_us = place.until_us if selection.is_event else None
                 place = Place(min(place.first, position), place.missing, until_us)
-                stream = Stream(selection, self.decoder, place)
+                stream = Stream(selection, self.decoder, place, position)
                 stream.collected = self.ring.end if until_us is not None else 0
             kept[selection.stream] = stream
         self.streams = kept
@@ -219,8 +224,12 @@ class Line:
 
     def _stream_records(self, stream: Stream, batch: Batch) -> list[NewRecord]:
         stream.missing += batch.coverage.missing
+        unseen = batch.coverage.first - batch.coverage.missing - stream.looked
         if batch.coverage.first < stream.first:  # a live source that starts to count anew
             stream.first = batch.coverage.first
+        elif unseen > 0:  # nobody says that these were lost: they were on the bus before we listened
+            stream.first += unseen
+        stream.looked = batch.coverage.end
         pieces = stream.pieces(self.ring, batch, self.traffic)
         stream.counters = _plus(
             stream.counters,

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
+
 from edge import manifest as manifests
+from edge.campaign import Campaign, Selection, compile_campaign, compile_campaigns
 from edge.errors import InputError
+from edge.typed import explain
 from simulator import deployment
 
 
@@ -37,12 +41,23 @@ def _findings(path: Path) -> list[str]:
     return []
 
 
+def read_campaigns(path: Path, manifest: manifests.DecoderManifest) -> list[Selection]:
+    """The campaigns of a document, compiled. Raises InputError: with the first finding, where there is one."""
+    document = deployment.read_json(path)
+    if not isinstance(document.get("campaigns"), dict) or not document["campaigns"]:
+        raise InputError(path, "holds no campaigns", 'for example {"campaigns": {"drive": {"signals": {"*": {}}}}}')
+    selections = []
+    for name, campaign in document["campaigns"].items():
+        try:
+            selections.append(compile_campaign(name, msgspec.convert(campaign, Campaign), manifest))
+        except msgspec.ValidationError as error:
+            raise InputError(f"{path}: campaign {name}", explain(error, Campaign)) from error
+        except InputError as error:
+            raise InputError(f"{path}: {error.place}", error.problem, error.way_out) from error
+    return selections
+
+
 def _campaign_findings(path: Path, campaigns: object, manifest: Path | None) -> list[str]:
-    import msgspec
-
-    from edge.campaign import Campaign, compile_campaigns
-    from edge.typed import explain
-
     if not isinstance(campaigns, dict):
         return [f"{path}: campaigns: is not an object of campaigns by name"]
     findings, valid = [], {}

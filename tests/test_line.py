@@ -59,6 +59,7 @@ def deployed(source: str, **collector: Any) -> dict[str, Any]:
     content = manifest["modulesContent"]
     module = content["$edgeAgent"]["properties.desired"]["modules"]["collector"]
     module["env"]["BORDNETZ_SOURCE"]["value"] = source
+    content["collector"]["properties.desired"]["campaigns"]["drive"]["signals"]["VIN/*"] = {}  # what "*" leaves out
     content["collector"]["properties.desired"].update(collector)
     content["uplink"]["properties.desired"].update(latency_s=0.2, retry_min_s=0.1, message_units=2)
     return manifest

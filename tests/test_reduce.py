@@ -113,6 +113,23 @@ def test_no_sample_is_further_from_the_line_than_the_bound(
         assert all(gap <= hold or pair in steps for gap, pair in gaps)
 
 
+@given(data=st.data(), samples=signals(60), kind=st.sampled_from(["curvelog", "change", "window"]))
+@settings(deadline=None)
+def test_a_signal_on_several_multiplexer_pages_is_one_signal(data: Any, samples: Samples, kind: str) -> None:
+    shared = Signal("S", 8, 32)
+    pages = tuple(Signal(f"P{n}", 40, 8, selector=1, selected_by=((n, n),)) for n in range(3))
+    of = DecoderManifest(("can0",), (Message("can0", 1, "M", 8, signals=(shared, Signal("Page", 0, 8), *pages)),))
+    decoder, dropped = Decoder(of), ("drop", 0.0, 0, 0, 0, (), False)
+    rule = (kind, 2.0 if kind != "window" else 0.0, 20_000, 0, 15, (), False)
+    payloads = [bytes([data.draw(st.integers(0, 4))]) + raw.to_bytes(4, "little") + bytes(3) for _, raw in samples]
+    frames = batch([(at, 0, 1, 0, payload) for (at, _), payload in zip(samples, payloads, strict=True)])
+    into = Columns(decoder.plan)
+    reducer = Reducer(decoder.plan, [rule] + [dropped] * 4)
+    reducer.reduce(decoder.decode_batch(frames), into, samples[-1][0], True)
+    alone = reduced(manifest(), rule, samples, [])
+    assert rows(into) == alone
+
+
 def test_a_ramp_is_two_samples() -> None:
     ramp = [(at * 10_000, 3 * at) for at in range(500)]
     assert reduced(manifest(), ("curvelog", 1.0, 0, 0, 0, (), False), ramp, []) == [ramp[0], ramp[-1]]

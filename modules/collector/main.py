@@ -45,7 +45,7 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
     """Capture now: these signals, from before_s before to after_s behind."""
 
-    signals: dict[str, SignalRule] = {"*": SignalRule()}
+    signals: dict[str, SignalRule] = msgspec.field(default_factory=lambda: {"*": SignalRule()})
     before_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     after_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 1
@@ -183,12 +183,15 @@ class Module:
 
     async def _leave_status(self) -> None:
         while True:
-            try:
-                state = "finished" if self.collector.finished else "running"
-                await asyncio.to_thread(doctor.write_status, self._folder, {"state": state, **self._describe()})
-            except OSError as error:
-                log.debug("no status left: %s", error)
+            await asyncio.to_thread(self._write_status)
             await asyncio.sleep(STATUS_SECONDS)
+
+    def _write_status(self) -> None:
+        try:
+            state = "finished" if self.collector.finished else "running"
+            doctor.write_status(self._folder, {"state": state, **self._describe()})
+        except OSError as error:
+            log.debug("no status left: %s", error)
 
     # Direct methods
 

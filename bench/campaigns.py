@@ -1,0 +1,64 @@
+"""The collector's chain: decode, conditions, reduction, blocks; all but the outbox. In batches as it stores them."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.workload import Workload
+from cy_core.frames import Frames
+from edge.campaign import Campaign, SignalRule, compile_campaigns
+from edge.decoder import Decoder
+from edge.line import Batch, Line
+from edge.message import Clock, Coverage
+
+BATCH_FRAMES = 8192
+ROUNDS = 5
+ALL = {"*": SignalRule()}
+
+
+def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
+    batches = [load.frames.slice(at, at + BATCH_FRAMES) for at in range(0, len(load.frames), BATCH_FRAMES)]
+    name, message, _ = max(load.manifest.names(), key=lambda row: row[2].length if not row[2].is_float else 0)
+    operand = f"{message.bus}.{name}"
+    never = f"rising({operand} + 0 > 1e300)"
+    mixed = {f"c{number}": _mixed(number, operand) for number in range(20)}
+    base = _ns(load, batches, {})
+    yield _figure("campaigns, none (ring and counters)", base)
+    idle = _ns(load, batches, {"idle": Campaign(ALL, when=never, before_s=30, after_s=5)})
+    yield {**_figure("campaigns, one event campaign that never fires", idle), "over_none_ns": idle - base}
+    yield _figure("campaigns, all signals", _ns(load, batches, {"all": Campaign(ALL)}))
+    lines = {"*": SignalRule(filter="curvelog", max_error="0.1%")}
+    yield _figure("campaigns, all signals, curvelog 0.1 %", _ns(load, batches, {"all": Campaign(lines)}))
+    yield _figure("campaigns, 20 mixed", _ns(load, batches, mixed))
+
+
+def _mixed(number: int, operand: str) -> Campaign:
+    kinds = [
+        Campaign({"*": SignalRule(filter="curvelog", max_error="1%")}),
+        Campaign({"*": SignalRule(filter="change")}),
+        Campaign({"*": SignalRule(filter="window", period_s=10, keep=["min", "max"])}),
+        Campaign(ALL, when=f"changed({operand})", before_s=2, after_s=1, cooldown_s=20),
+        Campaign(ALL, when=f"rising({operand} + 0 > 1e300)", before_s=10, after_s=5),
+    ]
+    return kinds[number % len(kinds)]
+
+
+def _ns(load: Workload, batches: list[Frames], campaigns: dict[str, Campaign]) -> float:
+    """CPU time a frame, the best of some rounds."""
+    selections, refused = compile_campaigns(campaigns, load.manifest)
+    assert not refused, refused
+    best = float("inf")
+    for _ in range(ROUNDS):
+        line, at = Line(Decoder(load.manifest), 64 << 20), 0
+        line.select(selections, 0)
+        start = time.process_time_ns()
+        for batch in batches:
+            line.take(Batch(batch, Coverage("bench", at, at + len(batch)), Clock()))
+            at += len(batch)
+        best = min(best, (time.process_time_ns() - start) / len(load.frames))
+    return best
+
+
+def _figure(name: str, ns: float) -> dict[str, Any]:
+    return {"figure": name, "ns_per_frame": ns, "million_frames_per_s": 1e3 / ns}

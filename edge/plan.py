@@ -1,0 +1,354 @@
+"""`bordnetz plan`: what campaigns would have collected on recordings, through the very code that runs in the vehicle.
+
+    recordings ──► batches, as the collector stores them ──► edge/line ──► records ──► bytes, events, units
+                                                                 └─ before and after reduction ──► error by signal
+
+Prices are settings of the caller, never facts. A month has 30 days.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cy_core.columns import Columns
+from cy_core.frames import Frames
+from cy_core.ring import Ring
+from edge import block
+from edge.campaign import Selection
+from edge.condition import Names
+from edge.decoder import Decoder
+from edge.errors import InputError
+from edge.line import Batch, Line
+from edge.logs import open_log
+from edge.manifest import DecoderManifest, Signal
+from edge.message import UNIT_BYTES, Clock, Coverage, Quality
+
+READ_FRAMES = 32_768
+ENVELOPE_BYTES = 200  # of a message, with its topic and properties
+DAYS = 30
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What to project to: hours driven a day, vehicles, and prices (0: none is shown)."""
+
+    hours_per_day: float = 1.5
+    vehicles: int = 1
+    price_per_mb: float = 0.0
+    price_per_million_units: float = 0.0
+    latency_s: float = 10.0  # of the uplink: what comes in that time shares a message
+
+
+class SignalPlan(msgspec.Struct):
+    """max_error and bound are physical; None where nothing bounds them (periods), or nothing was kept."""
+
+    signal: str
+    filter: str
+    samples_seen: int = 0
+    samples: int = 0
+    bytes_alone: int = 0
+    max_error: float | None = None
+    bound: float | None = None
+
+
+class CampaignPlan(msgspec.Struct):
+    campaign: str
+    priority: int
+    events: list[str] = []
+    events_extended: int = 0
+    events_over_limit: int = 0
+    events_cut: int = 0
+    conditions_true: int = 0
+    samples_seen: int = 0
+    samples: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    units: int = 0
+    mb_per_month: float = 0.0
+    units_per_month: float = 0.0
+    signals: list[SignalPlan] = []
+
+
+class Plan(msgspec.Struct):
+    """bytes and units of all campaigns together; units are of 4,096 bytes, as IoT Hub meters them."""
+
+    logs: list[str]
+    frames: int
+    seconds: float
+    ring_bytes: int
+    campaigns: list[CampaignPlan]
+    bytes: int
+    units: int
+    mb_per_month: float
+    units_per_month: float
+    fleet_mb_per_month: float
+    fleet_units_per_month: float
+    cost_per_month: float | None
+
+    @property
+    def broken_bounds(self) -> list[str]:
+        """Signals whose error is over their bound: there are none, or there is a bug."""
+        return [
+            f"{campaign.campaign}: {signal.signal}"
+            for campaign in self.campaigns
+            for signal in campaign.signals
+            if signal.bound is not None
+            and signal.max_error is not None
+            and signal.max_error > signal.bound * (1 + 1e-9)
+        ]
+
+
+def backtest(
+    selections: Sequence[Selection],
+    manifest: DecoderManifest,
+    logs: Sequence[Path],
+    usage: Usage,
+    durable_s: float = 1.0,
+) -> Plan:
+    """Run the campaigns over the recordings. Raises InputError: one cannot be read, or holds no frame."""
+    meter = _Meter(selections, manifest, usage)
+    frames, seconds, ring_bytes = 0, 0.0, 0
+    for path in logs:
+        decoder = Decoder(manifest)
+        line = Line(decoder, on_columns=meter.columns)
+        line.select(selections, 0)
+        span = [math.inf, -math.inf]
+        count = 0
+        for batch in _batches(path, manifest, durable_s):
+            if len(batch.frames):
+                span = [min(span[0], batch.frames.first_time_us or 0), max(span[1], batch.frames.last_time_us or 0)]
+            meter.take(line, batch)
+            count += len(batch.frames)
+        if not count:
+            raise InputError(path, "holds no frames", "give a recording of a drive")
+        frames, seconds = frames + count, seconds + max(0.0, (span[1] - span[0]) / 1e6)
+        ring_bytes = max(ring_bytes, line.ring.allocated_bytes)
+        meter.add_tallies(line)
+    return meter.plan([str(path) for path in logs], frames, seconds, ring_bytes)
+
+
+def _batches(path: Path, manifest: DecoderManifest, durable_s: float) -> Iterable[Batch]:
+    """As the collector cuts a live bus: at durable_s, or when a block is full."""
+    log, held = open_log(path, manifest.buses), Ring(64 << 20)
+    clock = Clock(quality=Quality.RECORDED)
+    at, more = 0, True
+    try:
+        while more or at < held.end:
+            while more and held.end - at < READ_FRAMES:
+                piece = Frames()
+                more = log.read(piece, READ_FRAMES)
+                held.append(piece)
+            if at == held.end:
+                break
+            end = min(held.find(at, held.time_us(at) + round(durable_s * 1e6)), at + 8192)
+            is_last = not more and end == held.end
+            yield Batch(held.cut(at, end), Coverage(str(path), at, end), clock, last=is_last)
+            at = end
+    finally:
+        log.close()
+
+
+class _Meter:
+    """Adds up what comes out of the line."""
+
+    def __init__(self, selections: Sequence[Selection], manifest: DecoderManifest, usage: Usage) -> None:
+        names = Names(manifest)
+        self._usage = usage
+        self._firsts: list[int] = []
+        self._signals = [signal for _, _, signal in names.signals]
+        count = 0
+        for message in manifest.messages:
+            self._firsts.append(count)
+            count += len(message.signals)
+        self._plans = {s.stream: CampaignPlan(s.stream, s.priority) for s in selections}
+        self._of_signal: dict[str, dict[int, SignalPlan]] = {}
+        self._rules: dict[str, list[tuple[str, float]]] = {}
+        for selection in selections:
+            rules = selection.rules or [("every" if keep else "drop", 0.0) for keep in selection.keep]
+            self._rules[selection.stream] = [(rule[0], rule[1]) for rule in rules]
+            self._of_signal[selection.stream] = {
+                number: SignalPlan(names.signals[number][0], str(rule[0]), bound=_physical(rule, self._signals[number]))
+                for number, rule in enumerate(rules)
+                if rule[0] != "drop"
+            }
+        self._held: dict[tuple[str, int], float] = {}  # last kept value of signals sent on change
+        self._periods: dict[str, dict[int, int]] = {name: {} for name in [*self._plans, ""]}
+
+    def take(self, line: Line, batch: Batch) -> None:
+        before = {name: stream.tally.events for name, stream in line.streams.items()}
+        records = line.take(batch)
+        period = int((batch.frames.last_time_us or 0) / 1e6 / self._usage.latency_s)
+        for record in records:
+            for name in (record.stream, ""):
+                periods = self._periods[name]
+                periods[period] = periods.get(period, ENVELOPE_BYTES) + len(record.body)
+        for name, stream in line.streams.items():
+            fresh = stream.tally.events - before[name]
+            if fresh:
+                self._plans[name].events += [_when(at) for at in list(stream.began)[-fresh:]]
+
+    def columns(self, stream: str, source: Columns, kept: Columns) -> None:
+        """What a reduction made of a block's samples."""
+        plans, rules = self._of_signal[stream], self._rules[stream]
+        before, after = self._by_signal(source, plans), self._by_signal(kept, plans)
+        for number, samples in before.items():
+            plan, own = plans[number], after.get(number, [])
+            plan.samples_seen += len(samples)
+            kind, bound = rules[number]
+            if kind == "window" or (bound == 0 and kind != "change"):
+                continue
+            error = self._error(stream, number, kind, samples, own) * abs(float(self._signals[number].factor))
+            plan.max_error = max(plan.max_error or 0.0, error)
+        for number, own in after.items():
+            plan = plans[number]
+            plan.samples += len(own)
+            mask = bytearray(len(self._signals))
+            mask[number] = 1
+            plan.bytes_alone += len(block.encode(kept, mask))
+
+    def _error(self, stream: str, number: int, kind: str, samples: "Samples", kept: "Samples") -> float:
+        """The largest distance, in raw units, of what was and what the cloud will see."""
+        if kind == "every":
+            return max((_distance(a[1], b[1]) for a, b in zip(samples, kept, strict=True)), default=0.0)
+        if kind == "curvelog":
+            return _line_error(sorted(samples), sorted(kept))
+        worst, place, kept = 0.0, 0, sorted(kept)
+        last = self._held.get((stream, number))
+        for time_us, raw in sorted(samples):
+            while place < len(kept) and kept[place][0] <= time_us:
+                last, place = kept[place][1], place + 1
+            if last is not None:
+                worst = max(worst, _distance(raw, last))
+        if last is not None:
+            self._held[stream, number] = last
+        return worst
+
+    def _by_signal(self, columns: Columns, wanted: Mapping[int, SignalPlan]) -> dict[int, "Samples"]:
+        found: dict[int, Samples] = {}
+        for group in columns.groups():
+            first = self._firsts[group.message]
+            times = group.times.tolist()
+            for index, form, values in group.columns:
+                if first + index in wanted:
+                    raws = list(_cast(values, form)) if form != "e" else _halves(values)
+                    pairs = zip(times, raws * len(times) if len(raws) == 1 else raws, strict=False)
+                    found.setdefault(first + index, []).extend(pairs)
+        return found
+
+    def add_tallies(self, line: Line) -> None:
+        for name, stream in line.streams.items():
+            plan, tally = self._plans[name], stream.tally
+            plan.events_extended += tally.extended
+            plan.events_over_limit += tally.over_limit
+            plan.events_cut += tally.cut
+            plan.samples_seen += tally.samples_seen
+            plan.samples += tally.samples
+            plan.blocks += tally.blocks
+            plan.bytes += tally.bytes
+            plan.conditions_true += stream.condition.true if stream.condition is not None else 0
+
+    def plan(self, logs: list[str], frames: int, seconds: float, ring_bytes: int) -> Plan:
+        monthly = self._usage.hours_per_day * 3600 * DAYS / max(seconds, 1e-6)
+        for name, plan in self._plans.items():
+            plan.units = _units(self._periods[name])
+            plan.mb_per_month, plan.units_per_month = plan.bytes * monthly / 1e6, plan.units * monthly
+            plan.signals = sorted(self._of_signal[name].values(), key=lambda signal: -signal.bytes_alone)
+        plans = list(self._plans.values())
+        total, units = sum(plan.bytes for plan in plans), _units(self._periods[""])
+        mb, vehicles = total * monthly / 1e6, self._usage.vehicles
+        prices = self._usage.price_per_mb, self._usage.price_per_million_units
+        cost = vehicles * (mb * prices[0] + units * monthly / 1e6 * prices[1]) if any(prices) else None
+        return Plan(
+            logs, frames, seconds, ring_bytes, plans, total, units, mb, units * monthly,
+            mb * vehicles, units * monthly * vehicles, cost,
+        )  # fmt: skip
+
+
+Samples = list[tuple[int, Any]]
+
+
+def text(plan: Plan, most_signals: int = 10) -> str:
+    """For a person: a paragraph for each campaign."""
+    lines = [
+        f"{plan.frames:,} frames in {plan.seconds:,.1f} s of {', '.join(plan.logs)}",
+        f"all campaigns: {plan.bytes:,} bytes, {plan.units:,} units; a month {plan.mb_per_month:,.1f} MB and "
+        f"{plan.units_per_month:,.0f} units a vehicle, {plan.fleet_mb_per_month:,.1f} MB and "
+        f"{plan.fleet_units_per_month:,.0f} units the fleet"
+        + (f", cost {plan.cost_per_month:,.2f}" if plan.cost_per_month is not None else ""),
+        f"memory of the ring: {plan.ring_bytes:,} bytes",
+    ]
+    for campaign in plan.campaigns:
+        lines += ["", *_campaign_lines(campaign, most_signals)]
+    return "\n".join(lines)
+
+
+def _campaign_lines(campaign: CampaignPlan, most: int) -> Iterable[str]:
+    yield (
+        f"{campaign.campaign} (priority {campaign.priority}): {campaign.samples:,} of {campaign.samples_seen:,} "
+        f"samples, {campaign.bytes:,} bytes in {campaign.blocks:,} blocks, {campaign.units:,} units; "
+        f"a month {campaign.mb_per_month:,.2f} MB, {campaign.units_per_month:,.0f} units"
+    )
+    if campaign.events or campaign.conditions_true:
+        more = ", …" if len(campaign.events) > most else ""
+        yield f"  {len(campaign.events)} events: {', '.join(campaign.events[:most]) or 'none'}{more}"
+    if not campaign.samples:
+        yield "  nothing was collected"
+    for signal in [signal for signal in campaign.signals if signal.samples][:most]:
+        kept = f"{signal.samples:,} of {signal.samples_seen:,} samples"
+        error = ""
+        if signal.bound is not None and signal.max_error is not None:
+            error = f", error {signal.max_error:.4g} of {signal.bound:.4g} allowed"
+        yield f"  {signal.signal}: {signal.filter}, {kept}, {signal.bytes_alone:,} bytes alone{error}"
+    silent = [signal.signal for signal in campaign.signals if not signal.samples_seen]
+    if silent and campaign.samples:
+        yield f"  {len(silent)} signals never came: {', '.join(silent[:most])}{', …' if len(silent) > most else ''}"
+
+
+def _units(periods: Mapping[int, int]) -> int:
+    return sum(-(-size // UNIT_BYTES) for size in periods.values())
+
+
+def _physical(rule: Sequence[Any], signal: Signal) -> float | None:
+    return None if rule[0] == "window" else float(rule[1]) * abs(float(signal.factor))
+
+
+def _distance(a: Any, b: Any) -> float:
+    if a == b or (a != a and b != b):
+        return 0.0
+    return abs(float(a - b))
+
+
+def _line_error(samples: Samples, kept: Samples) -> float:
+    """Samples and kept are in the order of time; exact, in rational numbers."""
+    worst, place = Fraction(0), 0
+    for time_us, raw in samples:
+        while place + 1 < len(kept) and kept[place + 1][0] < time_us:
+            place += 1
+        t0, v0 = kept[place]
+        t1, v1 = kept[min(place + 1, len(kept) - 1)]
+        if time_us in (t0, t1) or t1 <= t0:
+            continue
+        if v0 == v1:
+            worst = max(worst, abs(Fraction(raw) - Fraction(v0)))
+            continue
+        line = Fraction(v0) + (Fraction(v1) - Fraction(v0)) * (time_us - t0) / (t1 - t0)
+        worst = max(worst, abs(Fraction(raw) - line))
+    return float(worst)
+
+
+def _cast(values: memoryview, form: str) -> Iterable[Any]:
+    return values.cast(form)  # type: ignore[call-overload, no-any-return]
+
+
+def _halves(values: memoryview) -> list[float]:
+    import struct
+
+    return [value for (value,) in struct.iter_unpack("<e", values)]
+
+
+def _when(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

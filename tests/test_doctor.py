@@ -1,0 +1,139 @@
+"""Why is there no data? The sentences, from what really happened; and the collector's direct methods on a device."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cy_core.frames import Frames
+from edge.campaign import Campaign, SignalRule, compile_campaign
+from edge.cli import main
+from edge.condition import Names
+from edge.decoder import Decoder
+from edge.doctor import describe, examine, explain, write_status
+from edge.errors import InputError
+from edge.line import Batch, Line
+from edge.message import Clock, Coverage, Quality
+from tests.strategies import batch
+from tests.test_collector import MANIFEST, HandSource
+
+NOON_US = 1_800_000_000_000_000 - 1_800_000_000_000_000 % 86_400_000_000 + 43_200_000_000
+
+
+class RecordedSource(HandSource):
+    clock = Clock(quality=Quality.RECORDED)
+
+
+def frame(at_s: float, bus: int = 0, can_id: int = 1, speed: int = 5) -> tuple[int, int, int, int, bytes]:
+    return NOON_US + round(at_s * 1e6), bus, can_id, 0, speed.to_bytes(2, "little") + bytes(6)
+
+
+def said(frames: list[Any], refused: dict[str, str] | None = None, **campaigns: Campaign) -> list[str]:
+    line, source = Line(Decoder(MANIFEST)), RecordedSource()
+    line.select([compile_campaign(name, campaign, MANIFEST) for name, campaign in campaigns.items()], 0)
+    line.take(Batch(batch(frames) if frames else Frames(), Coverage("s", 0, len(frames)), source.clock))
+    source.position = len(frames)
+    return explain(json.loads(json.dumps(describe(line, source, Names(MANIFEST), refused or {}))))
+
+
+SPEED, CELLS = {"Motion.*": SignalRule()}, {"Cells.*": SignalRule()}
+
+
+def test_all_is_well_needs_no_words() -> None:
+    assert said([frame(0), frame(1, 1, 2)], drive=Campaign(SPEED)) == []
+
+
+def test_a_bus_that_fell_silent_is_named_with_the_time() -> None:
+    lines = said([frame(0), frame(191, 1, 2)], drive=Campaign(SPEED))
+    assert lines == ["bus can0: the bus is silent since 12:00:00"]
+
+
+def test_an_operand_that_was_never_received_is_the_reason() -> None:
+    brake = Campaign(SPEED, when="Cells.Cell0 > 80 and Motion.Speed > 50")
+    lines = said([frame(0), frame(1, 1, 99)], brake=brake)
+    assert "campaign brake: Cells.Cell0 was never received on can1; the bus carries other frames" in lines
+    lines = said([frame(0)], brake=brake)
+    assert "campaign brake: Cells.Cell0 was never received on can1; the bus has never carried a frame" in lines
+
+
+def test_a_condition_that_was_never_true_shows_what_it_saw() -> None:
+    lines = said([frame(0), frame(1, speed=40), frame(1.5, 1, 2)], brake=Campaign(SPEED, when="Motion.Speed > 50"))
+    assert lines == [
+        "campaign brake: its condition was looked at 2 times and never true; Motion.Speed is 40 (0.5 s ago)"
+    ]
+
+
+def test_limits_and_silent_messages_are_said() -> None:
+    frames = [frame(at, speed=100 * (at % 2)) for at in range(6)] + [frame(6, 1, 9)]
+    when = "rising(Motion.Speed > 50)"
+    lines = said(frames, brake=Campaign(SPEED | CELLS, when=when, max_events_per_day=1))
+    assert lines == [
+        "campaign brake: 1 of its 2 messages were never received: can1.Cells",
+        "campaign brake: 2 events were left out because of max_events_per_day",
+    ]
+    assert "campaign cells: none of its 1 messages was ever received" in said(frames, cells=Campaign(CELLS))
+
+
+def test_refused_campaigns_and_no_campaign_at_all_are_said() -> None:
+    lines = said([frame(0), frame(0, 1, 2)], {"campaigns/bad": "it is bad"})
+    assert lines == [
+        "campaigns/bad is refused, and what was valid before goes on: it is bad",
+        "nothing is collected: there is no campaign",
+    ]
+
+
+def test_doctor_reads_what_the_collector_left(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no collector has run"):
+        examine(tmp_path)
+    line, source = Line(Decoder(MANIFEST)), RecordedSource()
+    write_status(tmp_path, {"state": "running", **describe(line, source, Names(MANIFEST), {})})
+    shown = CliRunner().invoke(main, ["doctor", "--outbox", str(tmp_path)])
+    assert shown.exit_code == 1
+    assert "has not given a single frame yet" in shown.output
+    assert "why" in json.loads(CliRunner().invoke(main, ["doctor", "--outbox", str(tmp_path), "--json"]).output)
+    (tmp_path / "status-collector.json").write_text("{")
+    broken = CliRunner().invoke(main, ["doctor", "--outbox", str(tmp_path)])
+    assert (broken.exit_code, "is no status of a collector" in broken.output) == (2, True)
+
+
+@pytest.mark.process
+async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_the_reason(tmp_path: Path) -> None:
+    from edge.database import load_databases
+    from simulator.demo import ROOT, VEHICLE_FOLDER
+    from simulator.device import EdgeDevice
+    from simulator.vehicle import databases
+    from simulator.vehicle.drive import write_log
+    from tests.test_line import deployed, put, status
+
+    manifest = load_databases(databases())
+    write_log(tmp_path / "drive.log", 30, 3)
+    campaigns = {"brake": {"when": "SPEED.SPEED > 600", "signals": {"BRAKE/*": {}}}}
+    document = deployed(f"replay:{VEHICLE_FOLDER}/drive.log?speed=1", campaigns=campaigns, durable_s=0.1)
+    async with EdgeDevice(document, tmp_path / "device", modules_root=ROOT) as device, asyncio.timeout(60):
+        put(device, manifest, tmp_path / "drive.log")
+        device.start_modules()
+        while not (found := await status(device, "collector"))["totals"]["frames"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+        async def call(method: str, payload: Any = None) -> tuple[int, Any]:
+            return await device.hub.call("collector", method, payload, timeout_s=20)
+
+        assert found["campaigns"]["brake"]["condition"]["when"] == "SPEED.SPEED > 600"
+        assert (await call("getCampaigns"))[1]["campaigns"]["brake"]["when"] == "SPEED.SPEED > 600"
+        assert await call("setLogLevel", {"level": "debug"}) == (200, {"level": "debug"})
+        code, answer = await call("setLogLevel", {"level": "loud"})
+        assert (code, "loud" in answer["error"]) == (400, True)
+        code, answer = await call("snapshot", {"before": 3})
+        assert (code, "did you mean before_s?" in answer["error"]) == (400, True)
+        code, answer = await call("snapshot", {"signals": {"SPEED.SPED": {}}})
+        assert (code, "did you mean SPEED.SPEED?" in answer["error"]) == (400, True)
+        assert (await call("flush", {"now": True}))[0] == 400
+        assert (await call("restart"))[0] == 404
+        assert (await call("snapshot", {"before_s": 1, "after_s": 0, "signals": {"SPEED.*": {}}}))[0] == 200
+        assert (await call("flush"))[0] == 200
+        while not device.hub.counters["messages"]:
+            await device.hub.changed(60)
+        assert examine(device.host_path(VEHICLE_FOLDER) / "outbox")[0]["source"]["name"].startswith("replay:drive.log")

@@ -1,0 +1,148 @@
+"""`bordnetz plan`: the example campaigns, checked and planned on the simulated vehicle's drive; and the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edge.cli import main
+from edge.database import load_databases
+from edge.logs import open_log
+from edge.manifest import DecoderManifest
+from edge.plan import Plan, Usage, backtest, text
+from simulator.check import check_file, read_campaigns
+from simulator.vehicle import databases
+from simulator.vehicle.drive import write_log
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "campaigns").glob("*.json"))
+SECONDS = 40
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, DecoderManifest]:
+    folder = tmp_path_factory.mktemp("plan")
+    manifest = load_databases(databases())
+    manifest.save(folder / "van.manifest")
+    write_log(folder / "drive.log", SECONDS, 1)
+    return folder / "drive.log", folder / "van.manifest", manifest
+
+
+@pytest.fixture(scope="module")
+def plans(files: tuple[Path, Path, DecoderManifest]) -> dict[str, Plan]:
+    log, _, manifest = files
+    return {path.stem: backtest(read_campaigns(path, manifest), manifest, [log], Usage()) for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_without_findings(path: Path, files: tuple[Path, Path, DecoderManifest]) -> None:
+    assert check_file(path, files[1]) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_keeps_its_bounds_and_its_report_can_be_read(path: Path, plans: dict[str, Plan]) -> None:
+    plan = plans[path.stem]
+    assert plan.broken_bounds == []
+    assert plan.seconds == pytest.approx(SECONDS, abs=1)
+    assert path.stem in text(plan)
+
+
+def seconds_of(plan: Plan, files: tuple[Path, Path, DecoderManifest]) -> list[float]:
+    from datetime import datetime
+
+    from cy_core.frames import Frames
+
+    frames = Frames()
+    open_log(files[0], files[2].buses).read(frames, 1)
+    start = (frames.first_time_us or 0) / 1e6
+    return [datetime.fromisoformat(event).timestamp() - start for event in plan.campaigns[0].events]
+
+
+def test_the_hard_braking_of_the_drive_is_found_once(
+    plans: dict[str, Plan], files: tuple[Path, Path, DecoderManifest]
+) -> None:
+    [at] = seconds_of(plans["hard_brake"], files)
+    assert 14 < at < 18.5
+    [campaign] = plans["hard_brake"].campaigns
+    pressure = next(signal for signal in campaign.signals if signal.signal == "BRAKE.PRESSURE")
+    assert pressure.samples == pytest.approx(1500, abs=5)  # 10 s before and 5 s behind, every 10 ms
+
+
+def test_the_fault_of_the_drive_is_found_and_so_is_the_low_supply(
+    plans: dict[str, Plan], files: tuple[Path, Path, DecoderManifest]
+) -> None:
+    assert any(18 < at < 29 for at in seconds_of(plans["fault_context"], files))
+    assert any(18 < at < 32 for at in seconds_of(plans["supply_watch"], files))
+
+
+def test_buses_that_are_never_silent_make_no_event(plans: dict[str, Plan]) -> None:
+    assert plans["bus_silence"].campaigns[0].events == []
+    assert plans["bus_silence"].bytes == 0
+
+
+def test_reductions_are_worth_it(plans: dict[str, Plan]) -> None:
+    [drive], [battery] = plans["drive_profile"].campaigns, plans["battery_health"].campaigns
+    assert drive.samples < drive.samples_seen / 5
+    assert battery.samples < battery.samples_seen / 10
+    errors = [s.max_error for s in drive.signals if s.filter == "curvelog" and s.max_error is not None]
+    assert max(errors) > 0
+
+
+def test_the_projection_is_arithmetic(files: tuple[Path, Path, DecoderManifest]) -> None:
+    log, _, manifest = files
+    selections = read_campaigns(EXAMPLES[2], manifest)
+    plan = backtest(selections, manifest, [log, log], Usage(2.0, 1000, 3.0, 5.0))
+    assert plan.seconds == pytest.approx(2 * SECONDS, abs=2)
+    assert plan.mb_per_month == pytest.approx(plan.bytes / 1e6 * 2 * 3600 * 30 / plan.seconds)
+    assert plan.fleet_mb_per_month == pytest.approx(1000 * plan.mb_per_month)
+    per_vehicle = 3.0 * plan.mb_per_month + 5.0 * plan.units_per_month / 1e6
+    assert plan.cost_per_month == pytest.approx(1000 * per_vehicle)
+
+
+def test_the_command_prints_text_and_json_and_errors_in_one_line(
+    files: tuple[Path, Path, DecoderManifest], tmp_path: Path
+) -> None:
+    log, manifest, _ = files
+    brake = next(path for path in EXAMPLES if path.stem == "hard_brake")
+    arguments = ["plan", str(brake), "--manifest", str(manifest), "--log", str(log)]
+    said = CliRunner().invoke(main, arguments)
+    assert said.exit_code == 0, said.output
+    assert "1 events" in said.output
+    document = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
+    assert document["campaigns"][0]["campaign"] == "hard_brake"
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"campaigns": {"a": {"signals": {"SPEED.SPEED": {"max_eror": 1}}}}}')
+    failed = CliRunner().invoke(main, ["plan", str(bad), *arguments[2:]])
+    assert failed.exit_code == 2
+    assert "did you mean max_error?" in failed.output
+    checked = CliRunner().invoke(main, ["check", str(bad), "--manifest", str(manifest)])
+    assert (checked.exit_code, "campaign a" in checked.output) == (1, True)
+
+
+def test_the_schema_of_campaigns_is_published() -> None:
+    schema = json.loads(CliRunner().invoke(main, ["check", "--schema"]).output)
+    text = json.dumps(schema)
+    assert all(f'"{field}"' in text for field in ("when", "before_s", "curvelog", "max_error", "latency_s"))
+    assert '"additionalProperties": false' in text
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("{}", "holds no campaigns|neither"),
+        ('{"campaigns": []}', "holds no campaigns"),
+        ('{"campaigns": {"a": 3}}', "campaign a: Expected `object`"),
+    ],
+)
+def test_a_document_without_campaigns_is_refused(
+    document: str, said: str, files: tuple[Path, Path, DecoderManifest], tmp_path: Path
+) -> None:
+    import re
+
+    from edge.errors import InputError
+
+    path = tmp_path / "campaigns.json"
+    path.write_text(document)
+    with pytest.raises(InputError) as error:
+        read_campaigns(path, files[2])
+    assert re.search(said, str(error.value))
