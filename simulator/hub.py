@@ -10,6 +10,7 @@ Hub._handle: a hub with faults overrides that.
 """
 
 import asyncio
+import copy
 import json
 import logging
 import ssl
@@ -24,10 +25,11 @@ from urllib.parse import parse_qs
 from edge.errors import InputError
 from simulator import mqtt
 from simulator.connection import TWIN_ANSWERS, Connection, request_id
+from simulator.router import Message, Router, forever, input_topic
 from simulator.sas import LATEST, BadToken, check_token, has_expired
 from simulator.tasks import Tasks
 from simulator.telemetry import Bag, MessageStore, bag_bytes, parse_bag
-from simulator.twin import Rejected, Twin, parse
+from simulator.twin import Rejected, Twin, difference, parse
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,9 @@ PORT = 8883
 CONNECT_SECONDS = 60
 KEEPALIVE_MOST_SECONDS = 600
 TOKEN_CHECK_SECONDS = 300.0
-MOST_CLIENTS = 100
+MOST_CLIENTS = 100  # of edgeHub
+MOST_CONNECTIONS = 1000
+ACKNOWLEDGE_SECONDS = 30.0
 MESSAGE_BYTES = 262_144
 METERED_BYTES = 4096
 METHOD_NAME_CHARACTERS, METHOD_BYTES = 100, 128 * 1024
@@ -80,6 +84,7 @@ class Hub:
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._tasks = Tasks()
+        self._cut_twins: dict[str, Twin] | None = None
         self._change = asyncio.Event()
         state = _read_state(self._path)
         self._stored = state
@@ -88,6 +93,8 @@ class Hub:
         self.subscriptions: dict[str, dict[str, int]] = {}
         for identity in keys:
             self._remember(identity)
+        self.router = Router(folder / "queues", self.counters, self._to_cloud, self._to_input, self.tell)
+        self._configure_routes()
 
     @property
     def messages_dir(self) -> Path:
@@ -98,12 +105,14 @@ class Hub:
         self.tls.load_cert_chain(certificate, key)
         self._server = await asyncio.start_server(self._connected, self.address, PORT, ssl=self.tls)
         self._tasks.start(self._check_tokens(), "hub: token check")
+        self.router.start()
 
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections.values()):
             connection.close()
+        await self.router.stop()
         await self._tasks.end()
 
     # What the cloud side does
@@ -154,6 +163,13 @@ class Hub:
 
     def identity_of(self, device: str, module: str) -> str:
         return module if device == self.device else f"{device}/{module}"
+
+    def is_direct(self, identity: str) -> bool:
+        """Of another device than the simulated one: it speaks with IoT Hub, not with edgeHub.
+
+        IoT Hub sends with QoS 0, and says the version behind a reported patch; no routes are between.
+        """
+        return "/" in identity
 
     def names_of(self, identity: str) -> tuple[str, str]:
         """Device and module; a module of "" is the device itself."""
@@ -219,6 +235,28 @@ class Hub:
         finally:
             del self._calls[rid]
 
+    def cut_upstream(self, is_cut: bool) -> None:
+        """Cut the device off from the cloud, or connect it again.
+
+        While it is cut, edgeHub keeps telemetry, serves the last twins and takes reported properties. Afterwards
+        telemetry follows, and what has changed in each desired section comes as one patch. Raises OSError.
+        """
+        if is_cut == self.router.is_cut:
+            return
+        self.router.cut(is_cut)
+        before, self._cut_twins = self._cut_twins, copy.deepcopy(self._twins) if is_cut else None
+        for module, old in (before or {}).items():
+            new = None if self.is_direct(module) else self._twins.get(module)
+            if new and (patch := difference(old.desired, new.desired)):
+                self._notify_desired(module, patch)
+        self.tell()
+
+    def _document(self, module: str) -> dict[str, Any]:
+        document = self._twins[module].document()
+        if self._cut_twins is not None and module in self._cut_twins and not self.is_direct(module):
+            document["desired"] = self._cut_twins[module].document()["desired"]
+        return document
+
     async def changed(self, timeout_s: float) -> None:
         """Return once anything changes: a message, a twin, a connection, a module's state. Raises TimeoutError."""
         await asyncio.wait_for(self._change.wait(), timeout_s)
@@ -231,7 +269,7 @@ class Hub:
     # What modules do
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) > MOST_CLIENTS:
+        if len(self._tasks) > MOST_CONNECTIONS:
             writer.close()
         else:
             self._tasks.start(self._serve(reader, Connection(writer), writer), "hub: connection")
@@ -279,6 +317,7 @@ class Hub:
             self.subscriptions[module].clear()
             self._keep()
         connection.module, connection.token_expiry = module, expiry
+        connection.most_qos = 0 if self.is_direct(module) else 1
         connection.subscriptions = self.subscriptions[module]
         self._connections[module] = connection
         connection.send(mqtt.connack(mqtt.ACCEPTED, session_present=bool(self.subscriptions[module])))
@@ -297,6 +336,9 @@ class Hub:
             return mqtt.NOT_AUTHORISED, "client id and user name do not name one module or device", 0
         if module not in self._keys:
             return mqtt.NOT_AUTHORISED, "there is no such module or device", 0
+        others = [one for one in self._connections if one != module and not self.is_direct(one)]
+        if len(others) >= MOST_CLIENTS and not self.is_direct(module):
+            return mqtt.UNAVAILABLE, f"edgeHub has {MOST_CLIENTS} clients at most", 0
         if thumbprints and not connect.password:
             if set(thumbprints) & set(self._thumbprints.get(module, ())):
                 return mqtt.ACCEPTED, "", LATEST
@@ -338,7 +380,7 @@ class Hub:
             case mqtt.PINGREQ:
                 connection.send(mqtt.pingresp())
             case mqtt.PUBACK:
-                mqtt.packet_id_of(packet)
+                connection.acknowledged(mqtt.packet_id_of(packet))
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
 
@@ -359,7 +401,7 @@ class Hub:
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, request_id(topic), self._twins[module].document())
+            connection.answer(200, request_id(topic), self._document(module))
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
             self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
@@ -376,17 +418,33 @@ class Hub:
             self.counters["oversize"] += 1
             log.warning("%s: a message of %d bytes is over the limit and was dropped", module, size)
             return
+        sent = Message(module, *self.names_of(module), bag, message.payload)
         try:
-            self.store.store(*self.names_of(module), bag, message.payload)
+            if self.is_direct(module):
+                self._to_cloud(sent)
+            else:
+                self.router.route(sent)
         except OSError as error:
             log.error("%s: a message could not be stored: %s", module, error)
             raise
-        self.counters["messages"] += 1
         self.counters["wire_bytes"] += wire_bytes
-        self.counters["body_bytes"] += len(message.payload)
+
+    def _to_cloud(self, message: Message) -> None:
+        self.store.store(message.device, message.module, message.bag, message.body)
+        self.counters["messages"] += 1
+        self.counters["body_bytes"] += len(message.body)
+        size = len(message.body) + bag_bytes(message.bag)
         self.counters["units"] += max(1, -(-size // METERED_BYTES))
         if self.on_message:
-            self.on_message(module, bag, message.payload)
+            self.on_message(message.identity, message.bag, message.body)
+
+    async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
+        """Wait until the module listens, send, and wait for its acknowledgement; edgeHub does so for 30 s."""
+        root = self._path_of(module)
+        inputs = f"{root}/inputs/#"
+        await forever(lambda: self.is_connected(module) and inputs in self.subscriptions[module], self.changed)
+        topic = input_topic(root, input_name, message)
+        return await self._connections[module].deliver(inputs, topic, message.body, ACKNOWLEDGE_SECONDS)
 
     def _take_reported(self, connection: Connection, module: str, rid: str, payload: bytes) -> None:
         try:
@@ -396,7 +454,9 @@ class Hub:
             connection.answer(400, rid)
             return
         self._keep()
-        connection.answer(204, rid)
+        version = self._twins[module].reported_version
+        connection.answer(204, rid, version=version if self.is_direct(module) else None)
+        self._tell_twin_change(module, "reported", payload)
 
     def _take_method_answer(self, topic: str, payload: bytes) -> None:
         status = topic.split("/")[3]
@@ -405,7 +465,18 @@ class Hub:
             with suppress(Rejected):  # an answer that is no JSON is none
                 call.set_result((int(status), parse(payload) if payload else None))
 
+    def _tell_twin_change(self, module: str, section: str, payload: bytes) -> None:
+        """Routes from /twinChangeNotifications take it; others do not."""
+        body = b'{"properties":{"%s":%s}}' % (section.encode(), payload)
+        bag: Bag = {"$.ct": "application/json", "$.ce": "utf-8"}
+        if not self.is_direct(module):
+            self.router.route(Message(module, *self.names_of(module), bag, body), "/twinChangeNotifications")
+
     def _notify_desired(self, module: str, patch: dict[str, Any]) -> None:
+        if module == "$edgeHub":
+            self._configure_routes()
+        if self._cut_twins is not None and not self.is_direct(module):
+            return
         connection = self._connections.get(module)
         if connection is not None:
             version = self._twins[module].desired_version
@@ -420,6 +491,10 @@ class Hub:
                 if has_expired(connection.token_expiry):
                     self.counters["expired"] += 1
                     connection.close()
+
+    def _configure_routes(self) -> None:
+        twin = self._twins.get("$edgeHub")
+        self.router.configure(twin.desired if twin else {})
 
     def _remember(self, identity: str) -> None:
         self._twins[identity] = Twin(self._stored.get("twins", {}).get(identity))

@@ -106,6 +106,8 @@ class Service:
                 self._registry.delete(device, _module(rest), if_match)
                 return Answer(204)
             case "POST", ("twins", device, *rest, "methods") if _is_module(rest):
+                if self._hub.router.is_cut and device == self._hub.device:
+                    raise NoAnswer(404, "the device's upstream is cut")
                 return await self._call(device, _module(rest), request)
             case "GET" | "PATCH" | "PUT", ("twins", device, *rest) if _is_module(rest):
                 return await self._twin(request, self._registry.find(device, _module(rest)))

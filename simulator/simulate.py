@@ -143,8 +143,12 @@ class Simulation:
         match request.method, request.parts:
             case "GET", ("simulator",):
                 return Answer(200, self._status())
+            case "PUT", ("simulator", "upstream", "cut" | "restored" as wanted):
+                self._device.hub.cut_upstream(wanted == "cut")
+                self._tell(f"the upstream is {wanted}")
+                return Answer(200, self._status())
             case _, ("simulator", *_):
-                raise BadRequest(404, "known is GET /simulator")
+                raise BadRequest(404, "known are GET /simulator and PUT /simulator/upstream/cut, …/restored")
         return await self._device.service.answer(request)
 
     def _status(self) -> dict[str, Any]:
@@ -155,6 +159,8 @@ class Simulation:
             "connectionString": device.connection_string,
             "caFile": str(device.ca_file),
             "messages": str(device.hub.messages_dir),
+            "upstream": "cut" if device.hub.router.is_cut else "connected",
+            "waiting": device.hub.router.waiting(),
             "counters": dict(device.hub.counters),
             "modules": {
                 name: {
