@@ -84,6 +84,8 @@ class Hub:
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._tasks = Tasks()
+        self._unsynced: list[tuple[Connection, int]] = []
+        self._is_syncing = False
         self._cut_twins: dict[str, Twin] | None = None
         self._change = asyncio.Event()
         state = _read_state(self._path)
@@ -114,6 +116,7 @@ class Hub:
             connection.close()
         await self.router.stop()
         await self._tasks.end()
+        self.store.close()
 
     # What the cloud side does
 
@@ -366,7 +369,7 @@ class Hub:
                 self.counters["duplicates"] += message.is_duplicate
                 self._take(connection, module, message, packet.wire_bytes)
                 if message.qos:
-                    connection.send(mqtt.puback(message.packet_id))
+                    self._acknowledge(connection, message.packet_id)
                 self.tell()
             case mqtt.SUBSCRIBE:
                 wanted = mqtt.subscribe_of(packet)
@@ -383,6 +386,29 @@ class Hub:
                 connection.acknowledged(mqtt.packet_id_of(packet))
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
+
+    def _acknowledge(self, connection: Connection, packet_id: int) -> None:
+        """Once all that was stored until now is durable: what comes in meanwhile shares the next fsync."""
+        self._unsynced.append((connection, packet_id))
+        if not self._is_syncing:
+            self._is_syncing = True
+            self._tasks.start(self._sync(), "hub: sync")
+
+    async def _sync(self) -> None:
+        try:
+            while self._unsynced:
+                group, self._unsynced = self._unsynced, []
+                try:
+                    await asyncio.to_thread(self.store.sync())
+                except OSError as error:
+                    log.error("messages could not be made durable: %s", error)
+                    for connection, _ in group:
+                        connection.close()
+                    continue
+                for connection, packet_id in group:
+                    connection.send(mqtt.puback(packet_id))
+        finally:
+            self._is_syncing = False
 
     def _path_of(self, identity: str) -> str:
         device, module = self.names_of(identity)
