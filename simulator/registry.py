@@ -177,13 +177,13 @@ def check_etag(if_match: str | None, etag: str) -> None:
 
 
 def _record(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
-    authentication = wanted.get("authentication") or {}
+    authentication = _part(wanted, "authentication")
     kind = authentication.get("type") or "sas"
     if kind not in ("sas", "selfSigned"):
         raise ServiceError(400, "ArgumentInvalid", f"authentication of type {kind}; known are sas and selfSigned")
-    if wanted.get("status", "enabled") not in ("enabled", "disabled"):
+    if (wanted.get("status") or "enabled") not in ("enabled", "disabled"):
         raise ServiceError(400, "ArgumentInvalid", "status is enabled or disabled")
-    keys = authentication.get("symmetricKey") or {}
+    keys = _part(authentication, "symmetricKey")
     before = old["authentication"]["symmetricKey"] if old else {}
     symmetric = {}
     for name in ("primaryKey", "secondaryKey"):
@@ -192,20 +192,27 @@ def _record(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any
             base64.b64decode(symmetric[name], validate=True)
         except (ValueError, TypeError) as error:
             raise ServiceError(400, "ArgumentInvalid", f"{name} is not base64") from error
-    prints = authentication.get("x509Thumbprint") or {}
+    prints = _part(authentication, "x509Thumbprint")
     return {
         "generationId": old["generationId"] if old else str(int.from_bytes(os.urandom(7), "big")),
         "etag": base64.b64encode(os.urandom(6)).decode(),
         "status": wanted.get("status") or "enabled",
         "statusReason": wanted.get("statusReason") or "",
         "managedBy": wanted.get("managedBy") or (old or {}).get("managedBy", ""),
-        "capabilities": wanted.get("capabilities") or {"iotEdge": False},
+        "capabilities": _part(wanted, "capabilities") or {"iotEdge": False},
         "authentication": {
             "type": kind,
             "symmetricKey": symmetric if kind == "sas" else {"primaryKey": None, "secondaryKey": None},
             "x509Thumbprint": {name: prints.get(name) for name in ("primaryThumbprint", "secondaryThumbprint")},
         },
     }
+
+
+def _part(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    value = parent.get(name) or {}
+    if not isinstance(value, dict):
+        raise ServiceError(400, "ArgumentInvalid", f"{name} is no JSON object")
+    return value
 
 
 def _sas(key: bytes) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from urllib.parse import quote
 import paho.mqtt.client as paho
 import pytest
 
-from simulator import mqtt, sas
+from bench.simulator import Client, vehicle
+from simulator import sas
 from simulator.device import HUB_NAME, EdgeDevice
 from simulator.hub import PORT
 
@@ -123,28 +124,14 @@ async def test_the_node_sdk_speaks_with_edge_hub(device):
 VEHICLES, MESSAGES = 100, 5
 
 
-async def vehicle(device: EdgeDevice, name: str, key: bytes, context: ssl.SSLContext) -> None:
-    """Connect, send, and wait for each acknowledgement."""
-    reader, writer = await asyncio.open_connection(device.address, PORT, ssl=context)
-    fields = (f"{name}", f"{HUB_NAME}/{name}/?api-version=2021-04-12", token(f"devices/{name}", key))
-    payload = b"".join(len(text).to_bytes(2, "big") + text.encode() for text in fields)
-    writer.write(mqtt.encode(mqtt.CONNECT, 0, b"\0\4MQTT\4\xc0\0\x3c" + payload))
-    assert (await mqtt.read_packet(reader)).body == b"\0\0"
-    for number in range(1, MESSAGES + 1):
-        writer.write(mqtt.publish(f"devices/{name}/messages/events/", f"{name} {number}".encode(), number))
-        assert mqtt.packet_id_of(await mqtt.read_packet(reader)) == number
-    writer.write(mqtt.encode(mqtt.DISCONNECT, 0, b""))
-    writer.close()
-
-
 async def test_a_hundred_vehicles_lose_nothing(device):
-    keys = {f"car-{number}": register(device, f"car-{number}") for number in range(VEHICLES)}
+    clients = [Client(device, f"car-{number}") for number in range(VEHICLES)]
     context = ssl.create_default_context(cafile=str(device.ca_file))
     async with asyncio.timeout(3 * SECONDS):
-        await asyncio.gather(*(vehicle(device, name, key, context) for name, key in keys.items()))
+        await asyncio.gather(*(vehicle(client, context, MESSAGES, 0.0) for client in clients))
     files = sorted(device.hub.messages_dir.rglob("*.json"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    bodies = {name: [] for name in keys}
+    bodies: dict[str, list[str]] = {client.name: [] for client in clients}
     for line in lines:
         bodies[line["SystemProperties"]["connectionDeviceId"]].append(base64.b64decode(line["Body"]).decode())
-    assert bodies == {name: [f"{name} {number}" for number in range(1, MESSAGES + 1)] for name in keys}
+    assert bodies == {name: [f"{name} {number}" for number in range(1, MESSAGES + 1)] for name in bodies}

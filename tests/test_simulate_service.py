@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,67 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from simulator.device import EdgeDevice
+from simulator.device import EdgeDevice, free_address
+from simulator.http import Request
 
 hub_sdk = pytest.importorskip("azure.iot.hub", reason="the service SDK azure-iot-hub is not installed")
 models = pytest.importorskip("azure.iot.hub.protocol.models")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SECONDS = 15
+NAMES = st.sampled_from(
+    [
+        "tags",
+        "properties",
+        "desired",
+        "modulesContent",
+        "content",
+        "authentication",
+        "type",
+        "status",
+        "priority",
+        "symmetricKey",
+        "primaryKey",
+        "x509Thumbprint",
+        "capabilities",
+        "targetCondition",
+        "query",
+        "labels",
+        "properties.desired",
+        "$edgeAgent",
+        "$edgeHub",
+        "modules",
+        "routes",
+        "truck",
+        "uplink",
+        "a.b",
+    ]
+)
 CAR = "simulated-vehicle"
 
 
 def manifest(**modules: dict[str, Any]) -> dict[str, Any]:
     """Modules that no image is built for: identities and twins."""
-    definitions = {name: {"type": "docker", "status": "running", "restartPolicy": "always"} for name in modules}
+    base = {"type": "docker", "settings": {"image": "none"}}
+    run = {**base, "status": "running", "restartPolicy": "always"}
+    agent = {
+        "schemaVersion": "1.1",
+        "runtime": {"type": "docker"},
+        "systemModules": {"edgeAgent": base, "edgeHub": run},
+        "modules": dict.fromkeys(modules, run),
+    }
     sections = {name: {"properties.desired": desired} for name, desired in modules.items()}
-    agent = {"properties.desired": {"schemaVersion": "1.1", "modules": definitions}}
-    return {"modulesContent": {"$edgeAgent": agent, "$edgeHub": {"properties.desired": {"routes": {}}}, **sections}}
+    hub = {"schemaVersion": "1.1", "routes": {}}
+    return {
+        "modulesContent": {
+            "$edgeAgent": {"properties.desired": agent},
+            "$edgeHub": {"properties.desired": hub},
+            **sections,
+        }
+    }
 
 
 @pytest.fixture
@@ -252,6 +296,49 @@ async def test_automatic_deployments_follow_tags_priorities_and_layers(device):
         await sdk.create_configuration(configuration("bad", base, "tags.x = ", 1))
     await sdk.delete_configuration("other")
     assert sorted(one.id for one in await sdk.get_configurations()) == ["base", "layer"]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 70_000)
+    | st.sampled_from(["", "x", "*", "tags.x = 'y'", "running", "sas"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+PARTS = st.sampled_from(
+    f"devices twins modules methods configurations query testQueries applyConfigurationContent statistics service {CAR}"
+    " uplink $edgeHub truck a/b ü ".split(" ")
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(
+    st.sampled_from(["GET", "PUT", "POST", "PATCH", "DELETE", "BREW"]),
+    st.lists(PARTS, max_size=5),
+    JSON | st.dictionaries(NAMES, JSON, max_size=5),
+    st.sampled_from([{}, {"if-match": "*"}, {"if-match": '"1"'}]),
+    st.sampled_from([{}, {"top": "x"}, {"top": "1"}]),
+)
+def test_no_request_crashes_the_service(fuzzed, method, parts, document, headers, query):
+    if parts[-1:] == ["methods"] and method == "POST":
+        document = {"methodName": document}  # none is there to answer: it must not be waited for
+    request = Request(method, tuple(parts), query, headers, json.dumps(document).encode())
+    loop, device = fuzzed
+    answer = loop.run_until_complete(device.service.answer(request))
+    assert answer.status in {200, 204, 400, 404, 409, 412}
+    json.dumps(answer.document)
+
+
+@pytest.fixture
+def fuzzed(tmp_path: Path) -> Iterator[tuple[asyncio.AbstractEventLoop, EdgeDevice]]:
+    """A device that does not listen, and a loop for it: Hypothesis runs many requests on one."""
+    loop = asyncio.new_event_loop()
+    device = EdgeDevice(manifest(uplink={}), tmp_path / "device", modules_root=tmp_path, address=free_address())
+    loop.run_until_complete(device.__aenter__())
+    yield loop, device
+    loop.run_until_complete(device.stop())
+    loop.close()
 
 
 async def test_who_has_another_key_is_refused(device):
