@@ -16,17 +16,18 @@ import logging
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 from edge.errors import InputError
 from simulator import mqtt
+from simulator.acknowledger import Acknowledger
 from simulator.connection import TWIN_ANSWERS, Connection, request_id
+from simulator.identities import Identities
 from simulator.router import Message, Router, forever, input_topic
-from simulator.sas import LATEST, BadToken, check_token, has_expired
+from simulator.sas import has_expired
 from simulator.tasks import Tasks
 from simulator.telemetry import Bag, MessageStore, bag_bytes, parse_bag
 from simulator.twin import Rejected, Twin, difference, parse
@@ -59,8 +60,7 @@ class NoAnswer(Exception):
 class Hub:
     """keys: each module's identity key, which the workload API signs with; "" is the device itself.
 
-    An identity is a module's name, "" for the device, and `device/module` or `device/` of any other device that the
-    registry knows. on_message gets (identity, property bag, body) of each message that is stored for the cloud.
+    on_message gets (identity, property bag, body) of each message that is stored for the cloud.
 
     counters: connects, refused (CONNACK other than 0), kicked (by the same identity), expired (tokens), malformed;
     messages, body_bytes, wire_bytes (MQTT packets, before TLS), units (of 4 KB, as billed), duplicates (DUP set),
@@ -74,9 +74,8 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self.on_message: Callable[[str, Bag, bytes], None] | None = None
         self.store = MessageStore(folder / "messages", name)
+        self.identities = Identities(device, (name, address), keys)
         self._keys = keys
-        self._secondary_keys: dict[str, bytes] = {}
-        self._thumbprints: dict[str, Collection[str]] = {}
         self._path = folder / "hub.json"
         self._connections: dict[str, Connection] = {}
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
@@ -84,8 +83,7 @@ class Hub:
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._tasks = Tasks()
-        self._unsynced: list[tuple[Connection, int]] = []
-        self._is_syncing = False
+        self._acknowledger = Acknowledger(self.store, self._tasks)
         self._cut_twins: dict[str, Twin] | None = None
         self._change = asyncio.Event()
         state = _read_state(self._path)
@@ -120,11 +118,6 @@ class Hub:
 
     # What the cloud side does
 
-    @property
-    def admitted(self) -> Mapping[str, bytes]:
-        """The identities that are let in, with their keys."""
-        return self._keys
-
     def add_identity(
         self, identity: str, key: bytes, secondary: bytes = b"", thumbprints: Collection[str] = ()
     ) -> None:
@@ -132,9 +125,7 @@ class Hub:
 
         Twin and subscriptions are those of its last time in this state folder.
         """
-        self._keys[identity] = key
-        self._secondary_keys[identity] = secondary or key
-        self._thumbprints[identity] = thumbprints
+        self.identities.add(identity, key, secondary, thumbprints)
         if identity not in self._twins:
             self._remember(identity)
 
@@ -146,7 +137,7 @@ class Hub:
 
     def bar(self, identity: str) -> None:
         """Let it in no longer; its twin stays."""
-        self._keys.pop(identity, None)
+        self.identities.bar(identity)
         self.disconnect(identity)
 
     def remove_identity(self, identity: str) -> None:
@@ -163,21 +154,6 @@ class Hub:
 
     def is_connected(self, identity: str) -> bool:
         return identity in self._connections
-
-    def identity_of(self, device: str, module: str) -> str:
-        return module if device == self.device else f"{device}/{module}"
-
-    def is_direct(self, identity: str) -> bool:
-        """Of another device than the simulated one: it speaks with IoT Hub, not with edgeHub.
-
-        IoT Hub sends with QoS 0, and says the version behind a reported patch; no routes are between.
-        """
-        return "/" in identity
-
-    def names_of(self, identity: str) -> tuple[str, str]:
-        """Device and module; a module of "" is the device itself."""
-        device, slash, module = identity.partition("/")
-        return (device, module) if slash else (self.device, identity)
 
     def twin(self, module: str) -> Twin:
         """To look at; what changes here alone is not sent to the module: use patch_desired."""
@@ -249,14 +225,14 @@ class Hub:
         self.router.cut(is_cut)
         before, self._cut_twins = self._cut_twins, copy.deepcopy(self._twins) if is_cut else None
         for module, old in (before or {}).items():
-            new = None if self.is_direct(module) else self._twins.get(module)
+            new = None if self.identities.is_direct(module) else self._twins.get(module)
             if new and (patch := difference(old.desired, new.desired)):
                 self._notify_desired(module, patch)
         self.tell()
 
-    def _document(self, module: str) -> dict[str, Any]:
+    def _twin_document(self, module: str) -> dict[str, Any]:
         document = self._twins[module].document()
-        if self._cut_twins is not None and module in self._cut_twins and not self.is_direct(module):
+        if self._cut_twins is not None and module in self._cut_twins and not self.identities.is_direct(module):
             document["desired"] = self._cut_twins[module].document()["desired"]
         return document
 
@@ -304,8 +280,11 @@ class Hub:
         """Answer a CONNECT; return the seconds that the client may be silent, 0 where it was refused."""
         connect = mqtt.connect_of(packet)
         device, _, name = connect.client_id.partition("/")
-        module = self.identity_of(device, name)
-        code, reason, expiry = self._judge(connect, module, connection.thumbprints())
+        module = self.identities.of(device, name)
+        code, reason, expiry = self.identities.judge(connect, module, connection.thumbprints())
+        others = [one for one in self._connections if one != module and not self.identities.is_direct(one)]
+        if code == mqtt.ACCEPTED and len(others) >= MOST_CLIENTS and not self.identities.is_direct(module):
+            code, reason = mqtt.UNAVAILABLE, f"edgeHub has {MOST_CLIENTS} clients at most"
         if code != mqtt.ACCEPTED:
             self.counters["refused"] += 1
             log.warning("CONNECT of %r refused with %d: %s", connect.client_id, code, reason)
@@ -320,47 +299,12 @@ class Hub:
             self.subscriptions[module].clear()
             self._keep()
         connection.module, connection.token_expiry = module, expiry
-        connection.most_qos = 0 if self.is_direct(module) else 1
+        connection.most_qos = 0 if self.identities.is_direct(module) else 1
         connection.subscriptions = self.subscriptions[module]
         self._connections[module] = connection
         connection.send(mqtt.connack(mqtt.ACCEPTED, session_present=bool(self.subscriptions[module])))
         self.tell()
         return min(connect.keepalive_s or KEEPALIVE_MOST_SECONDS, KEEPALIVE_MOST_SECONDS)
-
-    def _judge(self, connect: mqtt.Connect, module: str, thumbprints: Collection[str]) -> tuple[int, str, int]:
-        """CONNACK code, its reason, and when the token expires."""
-        if connect.level != 4:
-            return mqtt.BAD_PROTOCOL, f"protocol level {connect.level}", 0
-        identity, _, query = connect.username.partition("?")
-        parts = identity.strip("/").split("/")
-        if len(parts) not in (2, 3) or "api-version" not in parse_qs(query):
-            return mqtt.NOT_AUTHORISED, "the user name is not hub/device/module/?api-version=…", 0
-        if "/".join(parts[1:]) != connect.client_id:
-            return mqtt.NOT_AUTHORISED, "client id and user name do not name one module or device", 0
-        if module not in self._keys:
-            return mqtt.NOT_AUTHORISED, "there is no such module or device", 0
-        others = [one for one in self._connections if one != module and not self.is_direct(one)]
-        if len(others) >= MOST_CLIENTS and not self.is_direct(module):
-            return mqtt.UNAVAILABLE, f"edgeHub has {MOST_CLIENTS} clients at most", 0
-        if thumbprints and not connect.password:
-            if set(thumbprints) & set(self._thumbprints.get(module, ())):
-                return mqtt.ACCEPTED, "", LATEST
-            return mqtt.NOT_AUTHORISED, "the certificate has no thumbprint that is registered for it", 0
-        try:
-            return mqtt.ACCEPTED, "", self.check_token(connect.password, module)
-        except BadToken as error:
-            return mqtt.NOT_AUTHORISED, str(error), 0
-
-    def check_token(self, token: str, identity: str) -> int:
-        """When the token of an identity expires. Raises BadToken."""
-        hosts, path, key = (self.name, self.address), self._path_of(identity), self._keys[identity]
-        try:
-            return check_token(token, hosts, path, key)
-        except BadToken:
-            second = self._secondary_keys.get(identity, key)
-            if second == key:
-                raise
-            return check_token(token, hosts, path, second)
 
     async def _handle(self, connection: Connection, module: str, packet: mqtt.Packet) -> None:
         match packet.kind:
@@ -369,7 +313,7 @@ class Hub:
                 self.counters["duplicates"] += message.is_duplicate
                 self._take(connection, module, message, packet.wire_bytes)
                 if message.qos:
-                    self._acknowledge(connection, message.packet_id)
+                    self._acknowledger.acknowledge(connection, message.packet_id)
                 self.tell()
             case mqtt.SUBSCRIBE:
                 wanted = mqtt.subscribe_of(packet)
@@ -387,47 +331,20 @@ class Hub:
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
 
-    def _acknowledge(self, connection: Connection, packet_id: int) -> None:
-        """Once all that was stored until now is durable: what comes in meanwhile shares the next fsync."""
-        self._unsynced.append((connection, packet_id))
-        if not self._is_syncing:
-            self._is_syncing = True
-            self._tasks.start(self._sync(), "hub: sync")
-
-    async def _sync(self) -> None:
-        try:
-            while self._unsynced:
-                group, self._unsynced = self._unsynced, []
-                try:
-                    await asyncio.to_thread(self.store.sync())
-                except OSError as error:
-                    log.error("messages could not be made durable: %s", error)
-                    for connection, _ in group:
-                        connection.close()
-                    continue
-                for connection, packet_id in group:
-                    connection.send(mqtt.puback(packet_id))
-        finally:
-            self._is_syncing = False
-
-    def _path_of(self, identity: str) -> str:
-        device, module = self.names_of(identity)
-        return f"devices/{device}/modules/{module}" if module else f"devices/{device}"
-
     def _subscribe(self, module: str, filters: list[tuple[str, int]]) -> list[int]:
-        root = self._path_of(module)
+        root = self.identities.path_of(module)
         known = (TWIN_ANSWERS, TWIN_PATCHES, METHOD_CALLS, f"{root}/inputs/#", f"{root}/messages/devicebound/#")
         self.subscriptions[module] |= {name: qos for name, qos in filters if name in known}
         self._keep()
         return [qos if name in known else mqtt.NOT_GRANTED for name, qos in filters]
 
     def _take(self, connection: Connection, module: str, message: mqtt.Publish, wire_bytes: int) -> None:
-        events = f"{self._path_of(module)}/messages/events/"
+        events = f"{self.identities.path_of(module)}/messages/events/"
         topic = message.topic
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, request_id(topic), self._document(module))
+            connection.answer(200, request_id(topic), self._twin_document(module))
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
             self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
@@ -444,9 +361,9 @@ class Hub:
             self.counters["oversize"] += 1
             log.warning("%s: a message of %d bytes is over the limit and was dropped", module, size)
             return
-        sent = Message(module, *self.names_of(module), bag, message.payload)
+        sent = Message(module, *self.identities.names_of(module), bag, message.payload)
         try:
-            if self.is_direct(module):
+            if self.identities.is_direct(module):
                 self._to_cloud(sent)
             else:
                 self.router.route(sent)
@@ -466,7 +383,7 @@ class Hub:
 
     async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
         """Wait until the module listens, send, and wait for its acknowledgement; edgeHub does so for 30 s."""
-        root = self._path_of(module)
+        root = self.identities.path_of(module)
         inputs = f"{root}/inputs/#"
         await forever(lambda: self.is_connected(module) and inputs in self.subscriptions[module], self.changed)
         topic = input_topic(root, input_name, message)
@@ -481,7 +398,7 @@ class Hub:
             return
         self._keep()
         version = self._twins[module].reported_version
-        connection.answer(204, rid, version=version if self.is_direct(module) else None)
+        connection.answer(204, rid, version=version if self.identities.is_direct(module) else None)
         self._tell_twin_change(module, "reported", payload)
 
     def _take_method_answer(self, topic: str, payload: bytes) -> None:
@@ -495,13 +412,13 @@ class Hub:
         """Routes from /twinChangeNotifications take it; others do not."""
         body = b'{"properties":{"%s":%s}}' % (section.encode(), payload)
         bag: Bag = {"$.ct": "application/json", "$.ce": "utf-8"}
-        if not self.is_direct(module):
-            self.router.route(Message(module, *self.names_of(module), bag, body), "/twinChangeNotifications")
+        if not self.identities.is_direct(module):
+            self.router.route(Message(module, *self.identities.names_of(module), bag, body), "/twinChangeNotifications")
 
     def _notify_desired(self, module: str, patch: dict[str, Any]) -> None:
         if module == "$edgeHub":
             self._configure_routes()
-        if self._cut_twins is not None and not self.is_direct(module):
+        if self._cut_twins is not None and not self.identities.is_direct(module):
             return
         connection = self._connections.get(module)
         if connection is not None:

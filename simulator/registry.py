@@ -47,19 +47,19 @@ class Registry:
         if device is not None:
             self.find(device, "")
         for identity in sorted(self._records):
-            owner, module = self._hub.names_of(identity)
+            owner, module = self._hub.identities.names_of(identity)
             if (not module) if device is None else (module and owner == device):
                 yield identity
 
     def all_modules(self) -> Iterator[str]:
         self._take_over()
-        yield from sorted(identity for identity in self._records if self._hub.names_of(identity)[1])
+        yield from sorted(identity for identity in self._records if self._hub.identities.names_of(identity)[1])
 
     def find(self, device: str, module: str) -> str:
         """The identity. Raises ServiceError: there is none."""
         self._take_over()
-        identity = self._hub.identity_of(device, module)
-        if self._hub.identity_of(device, "") not in self._records:
+        identity = self._hub.identities.of(device, module)
+        if self._hub.identities.of(device, "") not in self._records:
             raise ServiceError(404, "DeviceNotFound", f"device {device} is not registered")
         if identity not in self._records:
             raise ServiceError(404, "ModuleNotFound", f"module {module} of device {device} is not registered")
@@ -67,7 +67,7 @@ class Registry:
 
     def document(self, identity: str) -> dict[str, Any]:
         """As the service API gives it."""
-        device, module = self._hub.names_of(identity)
+        device, module = self._hub.identities.names_of(identity)
         record = self._records[identity]
         state = "Connected" if self._hub.is_connected(identity) else "Disconnected"
         common = {
@@ -86,7 +86,7 @@ class Registry:
         return {**common, **status, "statusUpdatedTime": NEVER, "capabilities": record["capabilities"]}
 
     def twin_document(self, identity: str) -> dict[str, Any]:
-        device, module = self._hub.names_of(identity)
+        device, module = self._hub.identities.names_of(identity)
         record = self._records[identity]
         thumbprints = record["authentication"]["x509Thumbprint"]
         return {
@@ -111,7 +111,7 @@ class Registry:
         if module:
             self.find(device, "")
         self._take_over()
-        identity = self._hub.identity_of(device, module)
+        identity = self._hub.identities.of(device, module)
         old = self._records.get(identity)
         what = "Module" if module else "Device"
         if old is None and if_match is not None:
@@ -149,7 +149,7 @@ class Registry:
 
     def _take_over(self) -> None:
         """What a deployment has added or taken away since."""
-        known = self._hub.admitted
+        known = self._hub.identities.keys
         for identity, key in known.items():
             if identity not in self._records:
                 managed = {"managedBy": "IotEdge", "capabilities": {"iotEdge": True}}
@@ -159,7 +159,7 @@ class Registry:
                 del self._records[identity]
 
     def _admit(self, identity: str, record: dict[str, Any]) -> None:
-        if record.get("managedBy") == "IotEdge" and identity not in self._hub.admitted:
+        if record.get("managedBy") == "IotEdge" and identity not in self._hub.identities.keys:
             return  # of a deployment that is no longer
         if record["status"] == "disabled":
             self._hub.bar(identity)

@@ -72,10 +72,10 @@ class Service:
     async def _answer_module(self, request: Request) -> Answer:
         """edgeHub's method endpoint, for modules of this device. Its errors are {"message": …}."""
         device, _, module = request.headers["x-ms-edge-moduleid"].partition("/")
-        if device != self._hub.device or module not in self._hub.admitted:
+        if device != self._hub.device or module not in self._hub.identities.keys:
             raise BadRequest(401, "there is no such module")
         try:
-            self._hub.check_token(request.headers.get("authorization", ""), module)
+            self._hub.identities.check_token(request.headers.get("authorization", ""), module)
         except BadToken as error:
             raise BadRequest(401, str(error)) from error
         try:
@@ -180,7 +180,7 @@ class Service:
             return
         for name, sections in modules.items():
             known = list(self._registry.identities(device))
-            if self._hub.identity_of(device, name) not in known:
+            if self._hub.identities.of(device, name) not in known:
                 self._registry.put(device, name, {"managedBy": "IotEdge"} if name.startswith("$") else {}, None)
             desired = _object(_object(sections).get("properties.desired", {}))
             self._hub.replace_desired(self._registry.find(device, name), desired)

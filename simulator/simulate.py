@@ -193,7 +193,7 @@ class Simulation:
                 self._say(f"  {module.name}: {problem}")
 
     def _on_message(self, identity: str, bag: Bag, body: bytes) -> None:
-        device, module = self._device.hub.names_of(identity)
+        device, module = self._device.hub.identities.names_of(identity)
         who = module if device == self._device.device_id else f"{device}/{module}".rstrip("/")
         properties = " ".join(f"{name}={value}" for name, value in bag.items())
         self._tell(f"{who or device}: {len(body):,} bytes {properties} {_readable(body)}".rstrip())

@@ -36,7 +36,7 @@ async def test_only_changed_modules_are_started_anew(root):
         assert (
             device.modules.keys()
             == {"stays", "changes", "comes"}
-            == {*device.hub.admitted}
+            == {*device.hub.identities.keys}
             - {
                 "",
                 "$edgeAgent",
