@@ -230,12 +230,6 @@ class Hub:
                 self._notify_desired(module, patch)
         self.tell()
 
-    def _twin_document(self, module: str) -> dict[str, Any]:
-        document = self._twins[module].document()
-        if self._cut_twins is not None and module in self._cut_twins and not self.identities.is_direct(module):
-            document["desired"] = self._cut_twins[module].document()["desired"]
-        return document
-
     async def changed(self, timeout_s: float) -> None:
         """Return once anything changes: a message, a twin, a connection, a module's state. Raises TimeoutError."""
         await asyncio.wait_for(self._change.wait(), timeout_s)
@@ -351,6 +345,12 @@ class Hub:
             self._take_method_answer(topic, message.payload)
         else:
             raise mqtt.Malformed(f"a PUBLISH to {topic!r}, which is no topic of {module}")
+
+    def _twin_document(self, module: str) -> dict[str, Any]:
+        document = self._twins[module].document()
+        if self._cut_twins is not None and module in self._cut_twins and not self.identities.is_direct(module):
+            document["desired"] = self._cut_twins[module].document()["desired"]
+        return document
 
     def _take_telemetry(self, module: str, bag: Bag, message: mqtt.Publish, wire_bytes: int) -> None:
         if message.is_retained:
