@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz build clean
+.PHONY: demo test lint bench callgrind fuzz build clean node
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -30,6 +30,10 @@ fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 build: $(READY)
+
+# Node's azure-iot-device, which a test then runs against the simulator.
+node:
+	npm install --prefix tests/node --no-audit --no-fund
 
 # The kernels are built again when one of their sources changes. editable_mode=compat: a plain path instead of an import
 # hook, which every process would pay 10 ms for.

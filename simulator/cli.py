@@ -123,8 +123,17 @@ def call(module: str, method: str, payload: str, timeout: int, state: Path) -> N
         sys.exit(FINDING)
 
 
+@click.command()
+@click.argument("wanted", type=click.Choice(["cut", "restored", "show"]))
+@STATE
+def upstream(wanted: str, state: Path) -> None:
+    """Cut a running simulator's device off from the cloud, connect it again, or show how it stands."""
+    path = "simulator" if wanted == "show" else f"simulator/upstream/{wanted}"
+    _show(_ask(state, "GET" if wanted == "show" else "PUT", path))
+
+
 def register(main: click.Group) -> None:
-    for command in (simulate, twin, call):
+    for command in (simulate, twin, call, upstream):
         main.add_command(command)
 
 

@@ -27,6 +27,8 @@ class Connection:
         self.token_expiry = 0
         self.subscriptions: Mapping[str, int] = {}
         self.is_closing = False
+        self.most_qos = 1
+        self._unacknowledged: dict[int, asyncio.Future[bool]] = {}
         self._writer = writer
         self._packet_id = 0
 
@@ -41,16 +43,40 @@ class Connection:
 
     def publish(self, subscription: str, topic: str, payload: bytes) -> bool:
         """With the QoS that the subscription was granted; false without one: nothing is sent, as by the real hub."""
-        if subscription not in self.subscriptions:
-            return False
-        self._packet_id = self._packet_id % 65_535 + 1
-        self.send(mqtt.publish(topic, payload, self._packet_id if self.subscriptions[subscription] else 0))
-        return True
+        return self._publish(subscription, topic, payload) is not None
 
-    def answer(self, status: int, rid: str, document: Any = None) -> None:
+    async def deliver(self, subscription: str, topic: str, payload: bytes, timeout_s: float) -> bool:
+        """Publish, and wait for the acknowledgement; false where there was none."""
+        packet_id = self._publish(subscription, topic, payload)
+        if not packet_id:
+            return packet_id == 0
+        done = self._unacknowledged[packet_id] = asyncio.get_running_loop().create_future()
+        try:
+            return await asyncio.wait_for(done, timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            del self._unacknowledged[packet_id]
+
+    def acknowledged(self, packet_id: int) -> None:
+        done = self._unacknowledged.get(packet_id)
+        if done is not None and not done.done():
+            done.set_result(True)
+
+    def answer(self, status: int, rid: str, document: Any = None, version: int | None = None) -> None:
         """A twin answer."""
         body = b"" if document is None else json.dumps(document).encode()
-        self.publish(TWIN_ANSWERS, f"$iothub/twin/res/{status}/?$rid={rid}", body)
+        more = "" if version is None else f"&$version={version}"
+        self.publish(TWIN_ANSWERS, f"$iothub/twin/res/{status}/?$rid={rid}{more}", body)
+
+    def _publish(self, subscription: str, topic: str, payload: bytes) -> int | None:
+        """Its packet id; 0 with QoS 0, None without a subscription."""
+        if subscription not in self.subscriptions:
+            return None
+        self._packet_id = self._packet_id % 65_535 + 1
+        packet_id = self._packet_id if min(self.subscriptions[subscription], self.most_qos) else 0
+        self.send(mqtt.publish(topic, payload, packet_id))
+        return packet_id
 
     def thumbprints(self) -> list[str]:
         """Of the client's certificate, SHA-1 and SHA-256; none without one."""
@@ -62,6 +88,9 @@ class Connection:
 
     def close(self) -> None:
         self.is_closing = True
+        for waiting in self._unacknowledged.values():
+            if not waiting.done():
+                waiting.set_result(False)
         with suppress(RuntimeError):  # the loop may be closing already
             self._writer.close()
 

@@ -2,8 +2,8 @@
 
     bordnetz twin get uplink ──► <state>/control.sock ──► GET /twins/{device}/modules/uplink
 
-Beside the service API it has `GET /simulator` (what runs, and how to reach it) and `PUT /simulator/upstream`. Who may
-open the state folder may do all of it.
+Beside the service API it has `GET /simulator` (what runs, and how to reach it) and `PUT /simulator/upstream/cut` and
+`…/restored`. Who may open the state folder may do all of it.
 """
 
 import asyncio

@@ -10,24 +10,27 @@ Hub._handle: a hub with faults overrides that.
 """
 
 import asyncio
+import copy
 import json
 import logging
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 from edge.errors import InputError
 from simulator import mqtt
+from simulator.acknowledger import Acknowledger
 from simulator.connection import TWIN_ANSWERS, Connection, request_id
-from simulator.sas import LATEST, BadToken, check_token, has_expired
+from simulator.identities import Identities
+from simulator.router import Message, Router, forever, input_topic
+from simulator.sas import has_expired
 from simulator.tasks import Tasks
 from simulator.telemetry import Bag, MessageStore, bag_bytes, parse_bag
-from simulator.twin import Rejected, Twin, parse
+from simulator.twin import Rejected, Twin, difference, parse
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,9 @@ PORT = 8883
 CONNECT_SECONDS = 60
 KEEPALIVE_MOST_SECONDS = 600
 TOKEN_CHECK_SECONDS = 300.0
-MOST_CLIENTS = 100
+MOST_CLIENTS = 100  # of edgeHub
+MOST_CONNECTIONS = 1000
+ACKNOWLEDGE_SECONDS = 30.0
 MESSAGE_BYTES = 262_144
 METERED_BYTES = 4096
 METHOD_NAME_CHARACTERS, METHOD_BYTES = 100, 128 * 1024
@@ -55,8 +60,7 @@ class NoAnswer(Exception):
 class Hub:
     """keys: each module's identity key, which the workload API signs with; "" is the device itself.
 
-    An identity is a module's name, "" for the device, and `device/module` or `device/` of any other device that the
-    registry knows. on_message gets (identity, property bag, body) of each message that is stored for the cloud.
+    on_message gets (identity, property bag, body) of each message that is stored for the cloud.
 
     counters: connects, refused (CONNACK other than 0), kicked (by the same identity), expired (tokens), malformed;
     messages, body_bytes, wire_bytes (MQTT packets, before TLS), units (of 4 KB, as billed), duplicates (DUP set),
@@ -70,9 +74,8 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self.on_message: Callable[[str, Bag, bytes], None] | None = None
         self.store = MessageStore(folder / "messages", name)
+        self.identities = Identities(device, (name, address), keys)
         self._keys = keys
-        self._secondary_keys: dict[str, bytes] = {}
-        self._thumbprints: dict[str, Collection[str]] = {}
         self._path = folder / "hub.json"
         self._connections: dict[str, Connection] = {}
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
@@ -80,6 +83,8 @@ class Hub:
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._tasks = Tasks()
+        self._acknowledger = Acknowledger(self.store, self._tasks)
+        self._cut_twins: dict[str, Twin] | None = None
         self._change = asyncio.Event()
         state = _read_state(self._path)
         self._stored = state
@@ -88,6 +93,8 @@ class Hub:
         self.subscriptions: dict[str, dict[str, int]] = {}
         for identity in keys:
             self._remember(identity)
+        self.router = Router(folder / "queues", self.counters, self._to_cloud, self._to_input, self.tell)
+        self._configure_routes()
 
     @property
     def messages_dir(self) -> Path:
@@ -98,20 +105,18 @@ class Hub:
         self.tls.load_cert_chain(certificate, key)
         self._server = await asyncio.start_server(self._connected, self.address, PORT, ssl=self.tls)
         self._tasks.start(self._check_tokens(), "hub: token check")
+        self.router.start()
 
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections.values()):
             connection.close()
+        await self.router.stop()
         await self._tasks.end()
+        self.store.close()
 
     # What the cloud side does
-
-    @property
-    def admitted(self) -> Mapping[str, bytes]:
-        """The identities that are let in, with their keys."""
-        return self._keys
 
     def add_identity(
         self, identity: str, key: bytes, secondary: bytes = b"", thumbprints: Collection[str] = ()
@@ -120,9 +125,7 @@ class Hub:
 
         Twin and subscriptions are those of its last time in this state folder.
         """
-        self._keys[identity] = key
-        self._secondary_keys[identity] = secondary or key
-        self._thumbprints[identity] = thumbprints
+        self.identities.add(identity, key, secondary, thumbprints)
         if identity not in self._twins:
             self._remember(identity)
 
@@ -134,7 +137,7 @@ class Hub:
 
     def bar(self, identity: str) -> None:
         """Let it in no longer; its twin stays."""
-        self._keys.pop(identity, None)
+        self.identities.bar(identity)
         self.disconnect(identity)
 
     def remove_identity(self, identity: str) -> None:
@@ -151,14 +154,6 @@ class Hub:
 
     def is_connected(self, identity: str) -> bool:
         return identity in self._connections
-
-    def identity_of(self, device: str, module: str) -> str:
-        return module if device == self.device else f"{device}/{module}"
-
-    def names_of(self, identity: str) -> tuple[str, str]:
-        """Device and module; a module of "" is the device itself."""
-        device, slash, module = identity.partition("/")
-        return (device, module) if slash else (self.device, identity)
 
     def twin(self, module: str) -> Twin:
         """To look at; what changes here alone is not sent to the module: use patch_desired."""
@@ -219,6 +214,22 @@ class Hub:
         finally:
             del self._calls[rid]
 
+    def cut_upstream(self, is_cut: bool) -> None:
+        """Cut the device off from the cloud, or connect it again.
+
+        While it is cut, edgeHub keeps telemetry, serves the last twins and takes reported properties. Afterwards
+        telemetry follows, and what has changed in each desired section comes as one patch. Raises OSError.
+        """
+        if is_cut == self.router.is_cut:
+            return
+        self.router.cut(is_cut)
+        before, self._cut_twins = self._cut_twins, copy.deepcopy(self._twins) if is_cut else None
+        for module, old in (before or {}).items():
+            new = None if self.identities.is_direct(module) else self._twins.get(module)
+            if new and (patch := difference(old.desired, new.desired)):
+                self._notify_desired(module, patch)
+        self.tell()
+
     async def changed(self, timeout_s: float) -> None:
         """Return once anything changes: a message, a twin, a connection, a module's state. Raises TimeoutError."""
         await asyncio.wait_for(self._change.wait(), timeout_s)
@@ -231,7 +242,7 @@ class Hub:
     # What modules do
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) > MOST_CLIENTS:
+        if len(self._tasks) > MOST_CONNECTIONS:
             writer.close()
         else:
             self._tasks.start(self._serve(reader, Connection(writer), writer), "hub: connection")
@@ -263,8 +274,11 @@ class Hub:
         """Answer a CONNECT; return the seconds that the client may be silent, 0 where it was refused."""
         connect = mqtt.connect_of(packet)
         device, _, name = connect.client_id.partition("/")
-        module = self.identity_of(device, name)
-        code, reason, expiry = self._judge(connect, module, connection.thumbprints())
+        module = self.identities.of(device, name)
+        code, reason, expiry = self.identities.judge(connect, module, connection.thumbprints())
+        others = [one for one in self._connections if one != module and not self.identities.is_direct(one)]
+        if code == mqtt.ACCEPTED and len(others) >= MOST_CLIENTS and not self.identities.is_direct(module):
+            code, reason = mqtt.UNAVAILABLE, f"edgeHub has {MOST_CLIENTS} clients at most"
         if code != mqtt.ACCEPTED:
             self.counters["refused"] += 1
             log.warning("CONNECT of %r refused with %d: %s", connect.client_id, code, reason)
@@ -279,43 +293,12 @@ class Hub:
             self.subscriptions[module].clear()
             self._keep()
         connection.module, connection.token_expiry = module, expiry
+        connection.most_qos = 0 if self.identities.is_direct(module) else 1
         connection.subscriptions = self.subscriptions[module]
         self._connections[module] = connection
         connection.send(mqtt.connack(mqtt.ACCEPTED, session_present=bool(self.subscriptions[module])))
         self.tell()
         return min(connect.keepalive_s or KEEPALIVE_MOST_SECONDS, KEEPALIVE_MOST_SECONDS)
-
-    def _judge(self, connect: mqtt.Connect, module: str, thumbprints: Collection[str]) -> tuple[int, str, int]:
-        """CONNACK code, its reason, and when the token expires."""
-        if connect.level != 4:
-            return mqtt.BAD_PROTOCOL, f"protocol level {connect.level}", 0
-        identity, _, query = connect.username.partition("?")
-        parts = identity.strip("/").split("/")
-        if len(parts) not in (2, 3) or "api-version" not in parse_qs(query):
-            return mqtt.NOT_AUTHORISED, "the user name is not hub/device/module/?api-version=…", 0
-        if "/".join(parts[1:]) != connect.client_id:
-            return mqtt.NOT_AUTHORISED, "client id and user name do not name one module or device", 0
-        if module not in self._keys:
-            return mqtt.NOT_AUTHORISED, "there is no such module or device", 0
-        if thumbprints and not connect.password:
-            if set(thumbprints) & set(self._thumbprints.get(module, ())):
-                return mqtt.ACCEPTED, "", LATEST
-            return mqtt.NOT_AUTHORISED, "the certificate has no thumbprint that is registered for it", 0
-        try:
-            return mqtt.ACCEPTED, "", self.check_token(connect.password, module)
-        except BadToken as error:
-            return mqtt.NOT_AUTHORISED, str(error), 0
-
-    def check_token(self, token: str, identity: str) -> int:
-        """When the token of an identity expires. Raises BadToken."""
-        hosts, path, key = (self.name, self.address), self._path_of(identity), self._keys[identity]
-        try:
-            return check_token(token, hosts, path, key)
-        except BadToken:
-            second = self._secondary_keys.get(identity, key)
-            if second == key:
-                raise
-            return check_token(token, hosts, path, second)
 
     async def _handle(self, connection: Connection, module: str, packet: mqtt.Packet) -> None:
         match packet.kind:
@@ -324,7 +307,7 @@ class Hub:
                 self.counters["duplicates"] += message.is_duplicate
                 self._take(connection, module, message, packet.wire_bytes)
                 if message.qos:
-                    connection.send(mqtt.puback(message.packet_id))
+                    self._acknowledger.acknowledge(connection, message.packet_id)
                 self.tell()
             case mqtt.SUBSCRIBE:
                 wanted = mqtt.subscribe_of(packet)
@@ -338,34 +321,36 @@ class Hub:
             case mqtt.PINGREQ:
                 connection.send(mqtt.pingresp())
             case mqtt.PUBACK:
-                mqtt.packet_id_of(packet)
+                connection.acknowledged(mqtt.packet_id_of(packet))
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
 
-    def _path_of(self, identity: str) -> str:
-        device, module = self.names_of(identity)
-        return f"devices/{device}/modules/{module}" if module else f"devices/{device}"
-
     def _subscribe(self, module: str, filters: list[tuple[str, int]]) -> list[int]:
-        root = self._path_of(module)
+        root = self.identities.path_of(module)
         known = (TWIN_ANSWERS, TWIN_PATCHES, METHOD_CALLS, f"{root}/inputs/#", f"{root}/messages/devicebound/#")
         self.subscriptions[module] |= {name: qos for name, qos in filters if name in known}
         self._keep()
         return [qos if name in known else mqtt.NOT_GRANTED for name, qos in filters]
 
     def _take(self, connection: Connection, module: str, message: mqtt.Publish, wire_bytes: int) -> None:
-        events = f"{self._path_of(module)}/messages/events/"
+        events = f"{self.identities.path_of(module)}/messages/events/"
         topic = message.topic
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, request_id(topic), self._twins[module].document())
+            connection.answer(200, request_id(topic), self._twin_document(module))
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
             self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
             self._take_method_answer(topic, message.payload)
         else:
             raise mqtt.Malformed(f"a PUBLISH to {topic!r}, which is no topic of {module}")
+
+    def _twin_document(self, module: str) -> dict[str, Any]:
+        document = self._twins[module].document()
+        if self._cut_twins is not None and module in self._cut_twins and not self.identities.is_direct(module):
+            document["desired"] = self._cut_twins[module].document()["desired"]
+        return document
 
     def _take_telemetry(self, module: str, bag: Bag, message: mqtt.Publish, wire_bytes: int) -> None:
         if message.is_retained:
@@ -376,17 +361,33 @@ class Hub:
             self.counters["oversize"] += 1
             log.warning("%s: a message of %d bytes is over the limit and was dropped", module, size)
             return
+        sent = Message(module, *self.identities.names_of(module), bag, message.payload)
         try:
-            self.store.store(*self.names_of(module), bag, message.payload)
+            if self.identities.is_direct(module):
+                self._to_cloud(sent)
+            else:
+                self.router.route(sent)
         except OSError as error:
             log.error("%s: a message could not be stored: %s", module, error)
             raise
-        self.counters["messages"] += 1
         self.counters["wire_bytes"] += wire_bytes
-        self.counters["body_bytes"] += len(message.payload)
+
+    def _to_cloud(self, message: Message) -> None:
+        self.store.store(message.device, message.module, message.bag, message.body)
+        self.counters["messages"] += 1
+        self.counters["body_bytes"] += len(message.body)
+        size = len(message.body) + bag_bytes(message.bag)
         self.counters["units"] += max(1, -(-size // METERED_BYTES))
         if self.on_message:
-            self.on_message(module, bag, message.payload)
+            self.on_message(message.identity, message.bag, message.body)
+
+    async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
+        """Wait until the module listens, send, and wait for its acknowledgement; edgeHub does so for 30 s."""
+        root = self.identities.path_of(module)
+        inputs = f"{root}/inputs/#"
+        await forever(lambda: self.is_connected(module) and inputs in self.subscriptions[module], self.changed)
+        topic = input_topic(root, input_name, message)
+        return await self._connections[module].deliver(inputs, topic, message.body, ACKNOWLEDGE_SECONDS)
 
     def _take_reported(self, connection: Connection, module: str, rid: str, payload: bytes) -> None:
         try:
@@ -396,7 +397,9 @@ class Hub:
             connection.answer(400, rid)
             return
         self._keep()
-        connection.answer(204, rid)
+        version = self._twins[module].reported_version
+        connection.answer(204, rid, version=version if self.identities.is_direct(module) else None)
+        self._tell_twin_change(module, "reported", payload)
 
     def _take_method_answer(self, topic: str, payload: bytes) -> None:
         status = topic.split("/")[3]
@@ -405,7 +408,18 @@ class Hub:
             with suppress(Rejected):  # an answer that is no JSON is none
                 call.set_result((int(status), parse(payload) if payload else None))
 
+    def _tell_twin_change(self, module: str, section: str, payload: bytes) -> None:
+        """Routes from /twinChangeNotifications take it; others do not."""
+        body = b'{"properties":{"%s":%s}}' % (section.encode(), payload)
+        bag: Bag = {"$.ct": "application/json", "$.ce": "utf-8"}
+        if not self.identities.is_direct(module):
+            self.router.route(Message(module, *self.identities.names_of(module), bag, body), "/twinChangeNotifications")
+
     def _notify_desired(self, module: str, patch: dict[str, Any]) -> None:
+        if module == "$edgeHub":
+            self._configure_routes()
+        if self._cut_twins is not None and not self.identities.is_direct(module):
+            return
         connection = self._connections.get(module)
         if connection is not None:
             version = self._twins[module].desired_version
@@ -420,6 +434,10 @@ class Hub:
                 if has_expired(connection.token_expiry):
                     self.counters["expired"] += 1
                     connection.close()
+
+    def _configure_routes(self) -> None:
+        twin = self._twins.get("$edgeHub")
+        self.router.configure(twin.desired if twin else {})
 
     def _remember(self, identity: str) -> None:
         self._twins[identity] = Twin(self._stored.get("twins", {}).get(identity))

@@ -47,19 +47,19 @@ class Registry:
         if device is not None:
             self.find(device, "")
         for identity in sorted(self._records):
-            owner, module = self._hub.names_of(identity)
+            owner, module = self._hub.identities.names_of(identity)
             if (not module) if device is None else (module and owner == device):
                 yield identity
 
     def all_modules(self) -> Iterator[str]:
         self._take_over()
-        yield from sorted(identity for identity in self._records if self._hub.names_of(identity)[1])
+        yield from sorted(identity for identity in self._records if self._hub.identities.names_of(identity)[1])
 
     def find(self, device: str, module: str) -> str:
         """The identity. Raises ServiceError: there is none."""
         self._take_over()
-        identity = self._hub.identity_of(device, module)
-        if self._hub.identity_of(device, "") not in self._records:
+        identity = self._hub.identities.of(device, module)
+        if self._hub.identities.of(device, "") not in self._records:
             raise ServiceError(404, "DeviceNotFound", f"device {device} is not registered")
         if identity not in self._records:
             raise ServiceError(404, "ModuleNotFound", f"module {module} of device {device} is not registered")
@@ -67,7 +67,7 @@ class Registry:
 
     def document(self, identity: str) -> dict[str, Any]:
         """As the service API gives it."""
-        device, module = self._hub.names_of(identity)
+        device, module = self._hub.identities.names_of(identity)
         record = self._records[identity]
         state = "Connected" if self._hub.is_connected(identity) else "Disconnected"
         common = {
@@ -86,7 +86,7 @@ class Registry:
         return {**common, **status, "statusUpdatedTime": NEVER, "capabilities": record["capabilities"]}
 
     def twin_document(self, identity: str) -> dict[str, Any]:
-        device, module = self._hub.names_of(identity)
+        device, module = self._hub.identities.names_of(identity)
         record = self._records[identity]
         thumbprints = record["authentication"]["x509Thumbprint"]
         return {
@@ -111,7 +111,7 @@ class Registry:
         if module:
             self.find(device, "")
         self._take_over()
-        identity = self._hub.identity_of(device, module)
+        identity = self._hub.identities.of(device, module)
         old = self._records.get(identity)
         what = "Module" if module else "Device"
         if old is None and if_match is not None:
@@ -149,7 +149,7 @@ class Registry:
 
     def _take_over(self) -> None:
         """What a deployment has added or taken away since."""
-        known = self._hub.admitted
+        known = self._hub.identities.keys
         for identity, key in known.items():
             if identity not in self._records:
                 managed = {"managedBy": "IotEdge", "capabilities": {"iotEdge": True}}
@@ -159,7 +159,7 @@ class Registry:
                 del self._records[identity]
 
     def _admit(self, identity: str, record: dict[str, Any]) -> None:
-        if record.get("managedBy") == "IotEdge" and identity not in self._hub.admitted:
+        if record.get("managedBy") == "IotEdge" and identity not in self._hub.identities.keys:
             return  # of a deployment that is no longer
         if record["status"] == "disabled":
             self._hub.bar(identity)
@@ -177,13 +177,13 @@ def check_etag(if_match: str | None, etag: str) -> None:
 
 
 def _record(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
-    authentication = wanted.get("authentication") or {}
+    authentication = _part(wanted, "authentication")
     kind = authentication.get("type") or "sas"
     if kind not in ("sas", "selfSigned"):
         raise ServiceError(400, "ArgumentInvalid", f"authentication of type {kind}; known are sas and selfSigned")
-    if wanted.get("status", "enabled") not in ("enabled", "disabled"):
+    if (wanted.get("status") or "enabled") not in ("enabled", "disabled"):
         raise ServiceError(400, "ArgumentInvalid", "status is enabled or disabled")
-    keys = authentication.get("symmetricKey") or {}
+    keys = _part(authentication, "symmetricKey")
     before = old["authentication"]["symmetricKey"] if old else {}
     symmetric = {}
     for name in ("primaryKey", "secondaryKey"):
@@ -192,20 +192,27 @@ def _record(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any
             base64.b64decode(symmetric[name], validate=True)
         except (ValueError, TypeError) as error:
             raise ServiceError(400, "ArgumentInvalid", f"{name} is not base64") from error
-    prints = authentication.get("x509Thumbprint") or {}
+    prints = _part(authentication, "x509Thumbprint")
     return {
         "generationId": old["generationId"] if old else str(int.from_bytes(os.urandom(7), "big")),
         "etag": base64.b64encode(os.urandom(6)).decode(),
         "status": wanted.get("status") or "enabled",
         "statusReason": wanted.get("statusReason") or "",
         "managedBy": wanted.get("managedBy") or (old or {}).get("managedBy", ""),
-        "capabilities": wanted.get("capabilities") or {"iotEdge": False},
+        "capabilities": _part(wanted, "capabilities") or {"iotEdge": False},
         "authentication": {
             "type": kind,
             "symmetricKey": symmetric if kind == "sas" else {"primaryKey": None, "secondaryKey": None},
             "x509Thumbprint": {name: prints.get(name) for name in ("primaryThumbprint", "secondaryThumbprint")},
         },
     }
+
+
+def _part(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    value = parent.get(name) or {}
+    if not isinstance(value, dict):
+        raise ServiceError(400, "ArgumentInvalid", f"{name} is no JSON object")
+    return value
 
 
 def _sas(key: bytes) -> dict[str, Any]:

@@ -12,10 +12,12 @@ control socket of the state folder, to who may open it.
 
 import copy
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from edge.errors import InputError
 from simulator import layers
+from simulator.deployment import check_manifest
 from simulator.http import Answer, BadRequest, Request
 from simulator.hub import Hub, NoAnswer
 from simulator.registry import Registry, ServiceError, check_etag
@@ -59,6 +61,8 @@ class Service:
             return await self._answer(request)
         except ServiceError as error:
             return _refusal(error)
+        except BadRequest as error:
+            return _refusal(ServiceError(error.status, "ArgumentInvalid", str(error)))
         except Rejected as error:
             return _refusal(ServiceError(400, "ArgumentInvalid", str(error)))
         except NoAnswer as error:
@@ -68,10 +72,10 @@ class Service:
     async def _answer_module(self, request: Request) -> Answer:
         """edgeHub's method endpoint, for modules of this device. Its errors are {"message": …}."""
         device, _, module = request.headers["x-ms-edge-moduleid"].partition("/")
-        if device != self._hub.device or module not in self._hub.admitted:
+        if device != self._hub.device or module not in self._hub.identities.keys:
             raise BadRequest(401, "there is no such module")
         try:
-            self._hub.check_token(request.headers.get("authorization", ""), module)
+            self._hub.identities.check_token(request.headers.get("authorization", ""), module)
         except BadToken as error:
             raise BadRequest(401, str(error)) from error
         try:
@@ -88,7 +92,7 @@ class Service:
         if_match = request.headers.get("if-match")
         match request.method, request.parts:
             case "GET", ("devices",):
-                names = list(self._registry.identities())[: int(request.query.get("top", "1000"))]
+                names = list(self._registry.identities())[: _top(request, 1000)]
                 return Answer(200, [self._registry.document(name) for name in names])
             case "POST", ("devices", "query"):
                 return self._query(request)
@@ -106,6 +110,8 @@ class Service:
                 self._registry.delete(device, _module(rest), if_match)
                 return Answer(204)
             case "POST", ("twins", device, *rest, "methods") if _is_module(rest):
+                if self._hub.router.is_cut and device == self._hub.device:
+                    raise NoAnswer(404, "the device's upstream is cut")
                 return await self._call(device, _module(rest), request)
             case "GET" | "PATCH" | "PUT", ("twins", device, *rest) if _is_module(rest):
                 return await self._twin(request, self._registry.find(device, _module(rest)))
@@ -174,13 +180,16 @@ class Service:
             return
         for name, sections in modules.items():
             known = list(self._registry.identities(device))
-            if self._hub.identity_of(device, name) not in known:
+            if self._hub.identities.of(device, name) not in known:
                 self._registry.put(device, name, {"managedBy": "IotEdge"} if name.startswith("$") else {}, None)
-            desired = _object(sections).get("properties.desired", {})
+            desired = _object(_object(sections).get("properties.desired", {}))
             self._hub.replace_desired(self._registry.find(device, name), desired)
 
     async def _deploy(self, manifest: dict[str, Any]) -> None:
+        """What edgeAgent would refuse later is refused here: the finding comes back at once."""
         try:
+            if findings := check_manifest(manifest, Path("content")):
+                raise ServiceError(400, "InvalidConfigurationContent", "; ".join(findings[:5]))
             await self._device.deploy(manifest)
         except InputError as error:
             raise ServiceError(400, "InvalidConfigurationContent", str(error)) from error
@@ -189,8 +198,7 @@ class Service:
         known, if_match = self._registry.configurations, request.headers.get("if-match")
         match request.method, rest:
             case "GET", []:
-                top = int(request.query.get("top", "100"))
-                return Answer(200, [self._counted(one) for one in list(known.values())[:top]])
+                return Answer(200, [self._counted(one) for one in list(known.values())[: _top(request, 100)]])
             case "POST", ["testQueries"]:
                 _check_target(_object(request.json()).get("targetCondition", ""))
                 return Answer(200, {"targetConditionError": "", "customMetricQueryErrors": {}})
@@ -217,17 +225,20 @@ class Service:
         if old is None and len(self._registry.configurations) == MOST_CONFIGURATIONS:
             raise ServiceError(400, "ConfigurationCountExceeded", f"{MOST_CONFIGURATIONS} at most")
         content = _object(wanted.get("content") or (old or {}).get("content") or {})
-        if not content.get("modulesContent"):
+        if not content.get("modulesContent") or not isinstance(content["modulesContent"], dict):
             raise ServiceError(400, "InvalidConfigurationContent", "only modulesContent is understood")
-        _check_target(wanted.get("targetCondition", ""))
+        _check_target(wanted.get("targetCondition") or "")
+        priority = wanted.get("priority") or 0
+        if not isinstance(priority, int):
+            raise ServiceError(400, "ArgumentInvalid", "priority is a whole number")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return {
             "id": name,
             "schemaVersion": "1.0",
             "labels": wanted.get("labels") or {},
             "content": {"modulesContent": content["modulesContent"]},
-            "targetCondition": wanted.get("targetCondition", ""),
-            "priority": wanted.get("priority") or 0,
+            "targetCondition": str(wanted.get("targetCondition") or ""),
+            "priority": priority,
             "createdTimeUtc": old["createdTimeUtc"] if old else now,
             "lastUpdatedTimeUtc": now,
             "etag": str(int(old["etag"]) + 1) if old else "1",
@@ -255,6 +266,11 @@ def _check_target(condition: object) -> None:
         layers.matches(str(condition), {})
     except ValueError as error:
         raise ServiceError(400, "ArgumentInvalid", f"targetCondition: {error}") from error
+
+
+def _top(request: Request, default: int) -> int:
+    text = request.query.get("top", "")
+    return int(text) if text.isdecimal() and len(text) < 10 else default
 
 
 def _object(value: Any) -> dict[str, Any]:

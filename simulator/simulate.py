@@ -143,8 +143,12 @@ class Simulation:
         match request.method, request.parts:
             case "GET", ("simulator",):
                 return Answer(200, self._status())
+            case "PUT", ("simulator", "upstream", "cut" | "restored" as wanted):
+                self._device.hub.cut_upstream(wanted == "cut")
+                self._tell(f"the upstream is {wanted}")
+                return Answer(200, self._status())
             case _, ("simulator", *_):
-                raise BadRequest(404, "known is GET /simulator")
+                raise BadRequest(404, "known are GET /simulator and PUT /simulator/upstream/cut, …/restored")
         return await self._device.service.answer(request)
 
     def _status(self) -> dict[str, Any]:
@@ -155,6 +159,8 @@ class Simulation:
             "connectionString": device.connection_string,
             "caFile": str(device.ca_file),
             "messages": str(device.hub.messages_dir),
+            "upstream": "cut" if device.hub.router.is_cut else "connected",
+            "waiting": device.hub.router.waiting(),
             "counters": dict(device.hub.counters),
             "modules": {
                 name: {
@@ -187,7 +193,7 @@ class Simulation:
                 self._say(f"  {module.name}: {problem}")
 
     def _on_message(self, identity: str, bag: Bag, body: bytes) -> None:
-        device, module = self._device.hub.names_of(identity)
+        device, module = self._device.hub.identities.names_of(identity)
         who = module if device == self._device.device_id else f"{device}/{module}".rstrip("/")
         properties = " ".join(f"{name}={value}" for name, value in bag.items())
         self._tell(f"{who or device}: {len(body):,} bytes {properties} {_readable(body)}".rstrip())

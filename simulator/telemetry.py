@@ -10,6 +10,7 @@ and is taken away before the next is written.
 import base64
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -50,12 +51,16 @@ def bag_bytes(bag: Bag) -> int:
 
 
 class MessageStore:
+    """Not for two processes at a time."""
+
     def __init__(self, folder: Path, hub: str) -> None:
         self.folder = folder
         self._hub = hub
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None
 
     def store(self, device: str, module: str, bag: Bag, body: bytes) -> None:
-        """Durable when it returns. Raises OSError."""
+        """Durable once sync has run. Raises OSError."""
         now = datetime.now(UTC)
         stamp = now.strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
         system = {SYSTEM_PROPERTIES.get(name, name): value for name, value in bag.items() if name.startswith("$.")}
@@ -70,18 +75,47 @@ class MessageStore:
             },
             "Body": base64.b64encode(body).decode(),
         }
-        path = self.folder / self._hub / "00" / now.strftime("%Y/%m/%d/%H/%M.json")
+        try:
+            file = self._open(self.folder / self._hub / "00" / now.strftime("%Y/%m/%d/%H/%M.json"))
+            _write(file, json.dumps(line).encode() + b"\n")
+        except OSError:
+            self.close()  # opened again, the file loses the line that was cut short
+            raise
+
+    def sync(self) -> Callable[[], None]:
+        """What makes all that is stored until now durable; for a thread. Raises OSError, and so may what it returns."""
+        number = os.dup(self._file.fileno()) if self._file else -1
+
+        def run() -> None:
+            if number >= 0:
+                try:
+                    os.fsync(number)
+                finally:
+                    os.close(number)
+
+        return run
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        self._file = self._path = None
+
+    def _open(self, path: Path) -> BinaryIO:
+        if self._file and path == self._path and path.exists():
+            return self._file
+        if self._file:
+            os.fsync(self._file.fileno())
+            self.close()
         is_new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b", buffering=0) as file:
-            _cut_torn_line(file)
-            _write(file, json.dumps(line).encode() + b"\n")
-            os.fsync(file.fileno())
+        self._file, self._path = path.open("a+b", buffering=0), path
+        _cut_torn_line(self._file)
         if is_new:
             for folder in path.parents:
                 _fsync_folder(folder)
                 if folder == self.folder.parent:
                     break
+        return self._file
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -130,6 +130,19 @@ def merge(section: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The patch that makes new of old; empty where they are equal."""
+    patch: dict[str, Any] = dict.fromkeys(old.keys() - new.keys())
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if inner := difference(before, value):
+                patch[name] = inner
+        elif name not in old or before != value:
+            patch[name] = value
+    return patch
+
+
 def check(section: dict[str, Any]) -> None:
     """Raises Rejected where IoT Hub would not keep this section."""
     _check_level(section, 1, "")

@@ -81,6 +81,14 @@ def test_a_second_terminal_sees_and_changes_what_runs(running):
     assert called.returncode == 0, called.stderr
     assert json.loads(called.stdout)["sent"]["records"] > 0
 
+    shown = json.loads(bordnetz("upstream", "cut", "--state", running.state).stdout)
+    assert shown["upstream"] == "cut"
+    assert shown["modules"]["uplink"]["connected"]
+    done = bordnetz("call", "uplink", "getStatus", "--state", running.state)
+    assert (done.returncode, done.stderr) == (1, "bordnetz: 404: the device's upstream is cut\n")
+    shown = json.loads(bordnetz("upstream", "restored", "--state", running.state).stdout)
+    assert (shown["upstream"], shown["waiting"]) == ("connected", {})
+
     for arguments, problem in [
         (("call", "uplink", "nothing"), "uplink answered nothing with 404"),
         (("call", "nobody", "getStatus"), "404: module nobody of device simulated-vehicle is not registered"),
@@ -179,3 +187,11 @@ def test_layered_deployments_are_laid_on_the_base(tmp_path):
         simulate.load([layer])
     with pytest.raises(InputError, match="is no layered deployment"):
         simulate.load([base, base])
+
+
+def test_the_example_of_a_layered_deployment_is_in_order():
+    example = ROOT / "examples" / "deployment" / "quick-uplink.layered.json"
+    assert bordnetz("check", example).returncode == 0
+    content = simulate.load([TEMPLATE, example])["modulesContent"]
+    assert content["uplink"]["properties.desired"]["latency_s"] == 2
+    assert content["$edgeHub"]["properties.desired"]["routes"].keys() == {"uplink", "alarms"}
