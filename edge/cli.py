@@ -238,3 +238,8 @@ def _make_folder(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(out.parent, f"cannot be made ({error.strerror})", "choose another place for -o") from error
+
+
+from fleet.cli import fleet  # noqa: E402 (imports nothing but click)
+
+main.add_command(fleet)

@@ -276,9 +276,14 @@ def read(folder: Path | str, manifests: Mapping[str, DecoderManifest] | Path | N
         with tempfile.TemporaryDirectory() as scratch:
             decode([folder], manifests, Path(scratch) / "table")
             return _read(Path(scratch) / "table")
+    check(folder)
+    return _read(folder)
+
+
+def check(folder: Path) -> None:
+    """Raises InputError: there is no table in it."""
     if not (folder / TABLE_FILE).exists() and not any(folder.rglob("*.parquet")):
         raise InputError(folder, "holds no table", "`bordnetz fleet decode` makes one")
-    return _read(folder)
 
 
 def _read(folder: Path) -> pa.Table:

@@ -1,0 +1,74 @@
+"""`bordnetz fleet …`: what runs where the messages arrive."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+FINDING = 1
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def fleet() -> None:
+    """The cloud side: from messages to tables, and proof that nothing is missing."""
+
+
+@fleet.command()
+@click.argument("folders", type=PATH, nargs=-1, required=True, metavar="DIR…")
+@click.option("-o", "--out", type=PATH, required=True, metavar="TABLE", help="Folder of the table; it grows.")
+@click.option("--manifest", "manifests", type=PATH, help="Decoder manifest, or a folder of them; the table keeps them.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="one a core")
+@click.option("--json", "as_json", is_flag=True, help="The audit as JSON.")
+def decode(folders: tuple[Path, ...], out: Path, manifests: Path | None, jobs: int, as_json: bool) -> None:
+    """Add the messages below DIR… to TABLE, as Parquet by vehicle, campaign and day.
+
+    Exit status 1 if something is missing, or could not be read: the audit says what.
+    """
+    from edge.cli import Progress
+    from fleet.decode import decode as add
+
+    with Progress("decoding", 1.0) as progress:
+        found = add(folders, manifests, out, progress.to, jobs)
+    _show(found, as_json)
+
+
+@fleet.command()
+@click.argument("table", type=PATH)
+@click.option("--json", "as_json", is_flag=True)
+def audit(table: Path, as_json: bool) -> None:
+    """What arrived of each vehicle and stream: ranges, repeats, gaps explained and unexplained, clocks, errors."""
+    from fleet.report import audit as look
+    from fleet.table import check
+
+    check(table)
+    _show(look(table), as_json)
+
+
+def _show(found: Any, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        click.echo(json.dumps({"ok": found.ok, **msgspec.to_builtins(found)}, indent=2))
+    else:
+        click.echo(str(found))
+    if not found.ok:
+        sys.exit(FINDING)
+
+
+@fleet.command()
+@click.option("-o", "--out", type=PATH, required=True, help="Folder for messages, manifests and the truth.")
+@click.option("--vehicles", type=click.IntRange(1, 100_000), default=3, show_default=True)
+@click.option("--hours", type=click.FloatRange(0.01, 24 * 366), default=1, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+def generate(out: Path, vehicles: int, hours: float, seed: int) -> None:
+    """Messages of a made-up fleet, with outages, repeats, evictions and late clocks, and the truth beside them."""
+    from edge.cli import Progress
+    from fleet.generate import write
+
+    with Progress("driving", 1.0) as progress:
+        truth = write(out, vehicles, hours, seed, progress.to)
+    click.echo(f"{out}: {truth.messages:,} messages of {vehicles:,} vehicles, {truth.samples:,} samples")
