@@ -72,3 +72,18 @@ def generate(out: Path, vehicles: int, hours: float, seed: int) -> None:
     with Progress("driving", 1.0) as progress:
         truth = write(out, vehicles, hours, seed, progress.to)
     click.echo(f"{out}: {truth.messages:,} messages of {vehicles:,} vehicles, {truth.samples:,} samples")
+
+
+@fleet.command()
+@click.argument("container")
+@click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="Folder to bring the blobs to.")
+@click.option("--prefix", default="", help="Only blobs whose name begins so, such as hub/00/2026/11.")
+@click.option("--connection-string", envvar="AZURE_STORAGE_CONNECTION_STRING", default="", help="Of the account.")
+def fetch(container: str, out: Path, prefix: str, connection_string: str) -> None:
+    """Bring what is new in a blob CONTAINER (its name, or its URL with a SAS token) to a folder."""
+    from edge.cli import Progress
+    from fleet import blobs
+
+    with Progress("fetching", 1.0) as progress:
+        brought = blobs.fetch(container, out, prefix, connection_string, progress.to)
+    click.echo(f"{out}: {brought.new:,} blobs, {brought.bytes:,} bytes; {brought.known:,} were there")

@@ -63,13 +63,18 @@ Found = Received | Unreadable | Other
 
 
 def files(folders: Iterable[Path | str]) -> list[Path]:
-    """All files below these folders but hidden ones, oldest first. Raises InputError: there is no such folder."""
+    """All files below these folders, oldest first, but what is hidden. Raises InputError: there is no such folder."""
     found: set[Path] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(folder, "is no folder of messages", "give the folder that IoT Hub's routing writes to")
-        found.update(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        found.update(path for path in paths if not _is_hidden(path.relative_to(folder)))
     return sorted(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def read(path: Path) -> Iterator[Found]:
