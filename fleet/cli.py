@@ -75,6 +75,34 @@ def generate(out: Path, vehicles: int, hours: float, seed: int) -> None:
 
 
 @fleet.command()
+@click.argument("table", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="Picture to write: .png or .html.")
+@click.option("--vehicle", required=True)
+@click.option("--signal", "signals", multiple=True, required=True, metavar="MESSAGE.SIGNAL", help="May be repeated.")
+@click.option("--from", "start", metavar="TIME", help="UTC, such as 2026-11-24T15:00.")
+@click.option("--to", "end", metavar="TIME")
+def plot(table: Path, out: Path, vehicle: str, signals: tuple[str, ...], start: str | None, end: str | None) -> None:
+    """Signals of a vehicle over time, as a picture."""
+    import pyarrow as pa
+
+    from edge.errors import InputError
+    from fleet.plot import plot as draw
+    from fleet.plot import time_us
+    from fleet.table import read
+
+    start_us, end_us = (time_us(text) if text else None for text in (start, end))
+    parts = []
+    for name in signals:
+        message, _, signal = name.rpartition(".")
+        rows = read(table, vehicle=vehicle, message=message, signal=signal, start_us=start_us, end_us=end_us)
+        if not rows.num_rows:
+            raise InputError(f"--signal {name}", f"is not in the table of {vehicle} then", "MESSAGE.SIGNAL, as in it")
+        parts.append(rows)
+    panels = draw(pa.concat_tables(parts).unify_dictionaries(), out, vehicle)
+    click.echo(f"{out}: {panels} signals, {sum(part.num_rows for part in parts):,} samples")
+
+
+@fleet.command()
 @click.argument("container")
 @click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="Folder to bring the blobs to.")
 @click.option("--prefix", default="", help="Only blobs whose name begins so, such as hub/00/2026/11.")
