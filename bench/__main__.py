@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import decoding, modules, process, workload
+from bench import decoding, fleet, modules, process, workload
 
 GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]] = {
     "decode": decoding.figures,
     "process": process.figures,
     "modules": modules.figures,
+    "fleet": fleet.figures,
 }
 
 
