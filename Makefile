@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench build clean
+.PHONY: demo test lint bench build clean fleet-spark
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -19,6 +19,11 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+# A generated fleet on Spark in two worker processes, one of them killed half-way; needs Java 17.
+fleet-spark: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev,spark]'
+	$(BIN)/python -m pytest -q tests/test_fleet_spark.py
 
 build: $(READY)
 
