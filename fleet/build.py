@@ -154,8 +154,7 @@ class _Build:
         try:
             rows = self._rows(record, data)
         except BlockCorrupt as error:
-            waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
-            self._outcomes[record.number] = Problem(str(error), waits_for)
+            self._leave_out(record, error)
             return
         times, offset_us = np.asarray(rows["time_us"]), self._offsets[record.number]
         first, last = (int(times.min()), int(times.max())) if len(times) else (0, -1)
@@ -168,11 +167,15 @@ class _Build:
         try:
             rows = self._rows(record, data)
         except BlockCorrupt as error:  # its manifest is no longer there, or a better clock makes no sense
-            self._outcomes[record.number] = Problem(str(error), record.group.manifest)
+            self._leave_out(record, error)
             return
         days = np.asarray(rows["time_us"]) // DAY_US
         wanted = [day for campaign, day in self._days(record) if (campaign, day) in self._dirty]
         self._add(record, rows.filter(pa.array(np.isin(days, wanted))))
+
+    def _leave_out(self, record: Stored, error: BlockCorrupt) -> None:
+        waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
+        self._outcomes[record.number] = Problem(str(error), waits_for)
 
     def _rows(self, record: Stored, data: bytes) -> pa.Table:
         """With the rank of the record behind the number of the signal. Raises BlockCorrupt."""

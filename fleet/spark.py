@@ -18,8 +18,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from edge.errors import BlockCorrupt
-from edge.message import Block, Clock, Quality
+from edge.message import Clock, Quality
 from fleet import messages
+from fleet.archive import read_block
 from fleet.build import Lines, decode_rows, rank
 from fleet.clock import Clocks
 from fleet.decode import load_manifests
@@ -127,7 +128,7 @@ def _of_message(message: Received) -> Iterator[dict[str, Any]]:
             "enqueued_us": message.enqueued_us,
         }
         try:
-            block = Block.decode(record.body)
+            block = read_block(record)
         except BlockCorrupt as error:
             yield {"problem": f"{message.place}: record {record.sequence}: {error}; left out"}
             continue
