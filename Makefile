@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz build clean node
+.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -28,6 +28,11 @@ callgrind: $(READY)
 FUZZ_SECONDS ?= 10
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# A generated fleet on Spark in two worker processes, one of them killed half-way; needs Java 17.
+fleet-spark: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev,spark]'
+	$(BIN)/python -m pytest -q tests/test_fleet_spark.py
 
 build: $(READY)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import campaigns, decoding, kinds, modules, process, simulator, workload
+from bench import campaigns, decoding, fleet, kinds, modules, process, simulator, workload
 
 GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]] = {
     "decode": decoding.figures,
@@ -24,6 +24,7 @@ GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]]
     "process": process.figures,
     "modules": modules.figures,
     "simulator": simulator.figures,
+    "fleet": fleet.figures,
 }
 
 

@@ -305,7 +305,9 @@ def _make_folder(out: Path) -> None:
         raise InputError(out.parent, f"cannot be made ({error.strerror})", "choose another place for -o") from error
 
 
-# At the end, and cheap: its commands load the simulator when they run.
+# At the end, and cheap: they import nothing but click until a command of theirs runs.
+from fleet.cli import fleet  # noqa: E402
 from simulator import cli as simulator_cli  # noqa: E402
 
+main.add_command(fleet)
 simulator_cli.register(main)

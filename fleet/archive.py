@@ -12,18 +12,20 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
 from cy_core.crc32c import crc32c
 from edge.errors import BlockCorrupt, InputError
-from edge.message import Block, Clock, Counters, Coverage, Eviction, Quality
-from fleet.messages import Received
+from edge.message import Block, Clock, Counters, Coverage, Eviction, Quality, Record
+from fleet.messages import MOST_NAME_BYTES, Received
 from fleet.ranges import Ranges
 
 FOLDER = "_received"
 FOOTER = struct.Struct("<QQII4s")  # where the index begins, its size, its CRC-32C, 0, magic
 MAGIC = b"BNA1"
+MOST_COUNTED = 1 << 48  # frames, samples, records: more than any vehicle makes, so that sums fit
 
 
 class Group(msgspec.Struct, array_like=True, frozen=True):
@@ -157,6 +159,20 @@ def count_segments(vehicle_folder: Path) -> int:
     return len(_segments(vehicle_folder / FOLDER))
 
 
+def read_block(record: Record) -> Block:
+    """Raises BlockCorrupt: no block, or one that says of itself what cannot be."""
+    block = Block.decode(record.body)
+    coverage = block.coverage
+    if not 0 < len(quote(record.stream, safe="")) <= MOST_NAME_BYTES:
+        raise BlockCorrupt(f"no campaign has a name of {len(record.stream)} characters like this one's")
+    if coverage.end < coverage.first:
+        raise BlockCorrupt(f"it covers frames {coverage.first} to {coverage.end}")
+    most = max(record.sequence, coverage.end, coverage.missing, *msgspec.structs.astuple(block.counters))
+    if most > MOST_COUNTED:
+        raise BlockCorrupt(f"it counts to {most}")
+    return block
+
+
 class _Draft:
     """A segment in the making."""
 
@@ -183,11 +199,9 @@ class _Draft:
                 index.duplicates[outbox] = index.duplicates.get(outbox, 0) + 1
                 continue
             try:
-                block = Block.decode(record.body)
-                if block.coverage.end < block.coverage.first:
-                    raise BlockCorrupt(f"it covers frames {block.coverage.first} to {block.coverage.end}")
+                block = read_block(record)
             except BlockCorrupt as error:
-                index.damaged.append((outbox, record.sequence, record.stream, str(error)))
+                index.damaged.append((outbox, record.sequence, record.stream[:MOST_NAME_BYTES], str(error)))
                 continue  # another copy of it may be whole
             known.add(record.sequence, record.sequence)
             self._keep(message, record.sequence, record.stream, block)

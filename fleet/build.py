@@ -23,6 +23,7 @@ from edge import block as blocks
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt
 from edge.manifest import DecoderManifest
+from edge.message import Clock
 from fleet.archive import Archive, Stored, count_segments, write_durably
 from fleet.clock import Clocks, bounds_us
 from fleet.sort import Sorter
@@ -153,8 +154,7 @@ class _Build:
         try:
             rows = self._rows(record, data)
         except BlockCorrupt as error:
-            waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
-            self._outcomes[record.number] = Problem(str(error), waits_for)
+            self._leave_out(record, error)
             return
         times, offset_us = np.asarray(rows["time_us"]), self._offsets[record.number]
         first, last = (int(times.min()), int(times.max())) if len(times) else (0, -1)
@@ -167,25 +167,23 @@ class _Build:
         try:
             rows = self._rows(record, data)
         except BlockCorrupt as error:  # its manifest is no longer there, or a better clock makes no sense
-            self._outcomes[record.number] = Problem(str(error), record.group.manifest)
+            self._leave_out(record, error)
             return
         days = np.asarray(rows["time_us"]) // DAY_US
         wanted = [day for campaign, day in self._days(record) if (campaign, day) in self._dirty]
         self._add(record, rows.filter(pa.array(np.isin(days, wanted))))
 
+    def _leave_out(self, record: Stored, error: BlockCorrupt) -> None:
+        waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
+        self._outcomes[record.number] = Problem(str(error), waits_for)
+
     def _rows(self, record: Stored, data: bytes) -> pa.Table:
         """With the rank of the record behind the number of the signal. Raises BlockCorrupt."""
-        manifest = record.group.manifest
-        line = self._lines.get(manifest)
-        if line is None:
-            raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
-        columns = blocks.decode(data, line.decoder.plan, line.columns)
-        rows = line.maker.rows(columns, self._offsets[record.number])
-        _check_times(record, rows)
-        for day in {(record.group.stream, int(day)) for day in np.unique(np.asarray(rows["time_us"]) // DAY_US)}:
-            self._signals.setdefault(day, set()).update((manifest, n) for n in line.maker.numbers(columns))
-        order = np.asarray(rows[ORDER]).astype(np.int64) << 32 | self._ranks[record.number]
-        return rows.set_column(rows.num_columns - 1, ORDER, pa.array(order))
+        manifest, offset_us = record.group.manifest, self._offsets[record.number]
+        rows, numbers = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
+        for day in np.unique(np.asarray(rows["time_us"]) // DAY_US).tolist():
+            self._signals.setdefault((record.group.stream, day), set()).update((manifest, n) for n in numbers)
+        return rows.set_column(rows.num_columns - 1, ORDER, rank(rows, self._ranks[record.number]))
 
     def _add(self, record: Stored, rows: pa.Table) -> None:
         campaign = record.group.stream
@@ -222,6 +220,27 @@ class _Build:
         return facts
 
 
+def decode_rows(
+    lines: Lines, manifest: str, data: bytes, clock: Clock, utc_offset_us: int, enqueued_us: int
+) -> tuple[pa.Table, set[int]]:
+    """The rows of a block, in no order, and the numbers of its signals in the manifest.
+
+    Raises BlockCorrupt: the block is damaged, its manifest is not there, or its time cannot be.
+    """
+    line = lines.get(manifest)
+    if line is None:
+        raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
+    columns = blocks.decode(data, line.decoder.plan, line.columns)
+    rows = line.maker.rows(columns, utc_offset_us)
+    _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
+    return rows, line.maker.numbers(columns)
+
+
+def rank(rows: pa.Table, place: int) -> pa.Array:
+    """The order of rows of one time: as in the manifest, then by the place of the record among all."""
+    return pa.array(np.asarray(rows[ORDER]).astype(np.int64) << 32 | place)
+
+
 def _offsets(records: Iterable[Stored]) -> dict[int, int]:
     clocks, records = Clocks(), list(records)
     for record in records:
@@ -233,14 +252,13 @@ def _by_place(records: Iterable[Stored]) -> list[Stored]:
     return sorted(records, key=lambda record: record.number)
 
 
-def _check_times(record: Stored, rows: pa.Table) -> None:
+def _check_times(times: Any, clock: Clock, enqueued_us: int) -> None:
     """Raises BlockCorrupt: a clock that cannot be."""
-    times = np.asarray(rows["time_us"])
     if not len(times):
         return
-    first, last = bounds_us(record.clock, record.entry.enqueued_us)
+    first, last = bounds_us(clock, enqueued_us)
     if not first <= times.min() <= times.max() <= last:
-        taken, received = _show(int(times.min())), _show(record.entry.enqueued_us)
+        taken, received = _show(int(times.min())), _show(enqueued_us)
         raise BlockCorrupt(f"its clock cannot be right: samples of {taken}, received {received}")
 
 

@@ -99,7 +99,8 @@ def load_manifests(folder: Path) -> dict[str, DecoderManifest]:
     if not folder.exists():
         raise InputError(folder, "no such file or folder", "give a decoder manifest, or a folder of them")
     found = {}
-    for path in [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.is_file()):
+    paths = sorted(path for path in folder.glob("[!.]*") if path.is_file())
+    for path in [folder] if folder.is_file() else paths:
         with path.open("rb") as file:
             is_one = file.read(len(manifest_files.FORMAT)) == manifest_files.FORMAT.encode()
         if is_one or path == folder:
@@ -118,7 +119,8 @@ def _manifests(given: Manifests | Path | str | None, table: Path) -> Manifests:
             kept.mkdir(exist_ok=True)
             draft = kept / f".{name}.draft"
             manifest.save(draft)
-            draft.replace(kept / f"{name}.manifest")
+            write_durably(kept / f"{name}.manifest", [draft.read_bytes()])
+            draft.unlink()
     return {**found, **new}
 
 

@@ -8,11 +8,13 @@ What is no message of ours is data: it is reported with its place, and the rest 
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -22,6 +24,7 @@ from edge.message import Envelope, unpack
 CONTENT_TYPE = "application/x-protobuf"
 MESSAGE_FILES = (".json", ".avro")
 LONGEST_LINE_BYTES = 1 << 20  # a message of 256 KB as base64, with its properties escaped
+MOST_NAME_BYTES = 240  # of a vehicle or campaign, percent-encoded: it names a folder
 PATH_CHARACTERS = re.compile(r"[/\\\x00-\x1f\x7f]|^\.{1,2}$")
 
 
@@ -32,7 +35,12 @@ class Place(msgspec.Struct, frozen=True):
     number: int
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.number}" if self.number else str(self.path)
+        return f"{shown(self.path)}:{self.number}" if self.number else shown(self.path)
+
+
+def shown(path: Path) -> str:
+    """As text, whatever bytes the name has."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -63,13 +71,18 @@ Found = Received | Unreadable | Other
 
 
 def files(folders: Iterable[Path | str]) -> list[Path]:
-    """All files below these folders but hidden ones, oldest first. Raises InputError: there is no such folder."""
+    """All files below these folders, oldest first, but what is hidden. Raises InputError: there is no such folder."""
     found: set[Path] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(folder, "is no folder of messages", "give the folder that IoT Hub's routing writes to")
-        found.update(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        found.update(path for path in paths if not _is_hidden(path.relative_to(folder)))
     return sorted(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def read(path: Path) -> Iterator[Found]:
@@ -124,6 +137,8 @@ def take(place: Place, system: Mapping[str, Any], enqueued: datetime, body: byte
         return Unreadable(place, "nothing says which device sent the message (connectionDeviceId)")
     if PATH_CHARACTERS.search(sender):
         return Unreadable(place, f"no device is called {sender!r}: that is a path")
+    if len(quote(sender, safe="", errors="replace")) > MOST_NAME_BYTES:
+        return Unreadable(place, f"the device's name of {len(sender)} characters is too long for a folder")
     try:
         envelope = unpack(body)
     except BlockCorrupt as error:

@@ -11,11 +11,14 @@ from urllib.parse import unquote
 
 import msgspec
 
+from edge.errors import InputError
 from edge.message import Counters, Quality
 from fleet.archive import Archive, Stored, write_durably
 from fleet.audit import Audit, OutboxAudit, SequenceBook, StreamAudit, Trail
 from fleet.build import Problem, Span, load_outcomes
 from fleet.clock import trusted
+from fleet.messages import shown
+from fleet.table import TABLE_FILE
 
 FINDINGS_FILE = "_findings.json"
 MOST_PROBLEMS = 1000  # named, of a file and of a table; the others are counted
@@ -37,17 +40,17 @@ class Findings:
         self.files = load_findings(table)
 
     def begin(self, path: Path) -> None:
-        self.files.pop(str(path), None)
+        self.files.pop(shown(path), None)
 
     def problem(self, path: Path, line: str) -> None:
-        file = self.files.setdefault(str(path), FileFindings())
+        file = self.files.setdefault(shown(path), FileFindings())
         if len(file.problems) < MOST_PROBLEMS:
             file.problems.append(line)
         else:
             file.more_problems += 1
 
     def other(self, path: Path) -> None:
-        self.files.setdefault(str(path), FileFindings()).other_messages += 1
+        self.files.setdefault(shown(path), FileFindings()).other_messages += 1
 
     def save(self) -> None:
         write_durably(self._path, [msgspec.json.format(msgspec.json.encode(self.files))])
@@ -59,7 +62,9 @@ def load_findings(table: Path) -> dict[str, FileFindings]:
 
 
 def audit(table: Path) -> Audit:
-    """What is in the table, and what is missing."""
+    """What is in the table, and what is missing. Raises InputError: it is no table that `decode` made, or damaged."""
+    if not (table / TABLE_FILE).exists():
+        raise InputError(table, "holds no table with its archive", "`bordnetz fleet decode` makes one")
     whole = Audit()
     problems = list[str]()
     count = 0

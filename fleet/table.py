@@ -15,11 +15,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
@@ -276,32 +279,64 @@ class ParquetFile:
             self._waiting = []
 
 
-def read(folder: Path | str, manifests: Mapping[str, DecoderManifest] | Path | None = None) -> pa.Table:
+def read(
+    folder: Path | str,
+    manifests: Mapping[str, DecoderManifest] | Path | None = None,
+    *,
+    vehicle: str | None = None,
+    message: str | None = None,
+    signal: str | None = None,
+    start_us: int | None = None,
+    end_us: int | None = None,
+    wide: bool = False,
+) -> pa.Table:
     """A folder that `decode` made, or with manifests one of messages, as one table.
 
-    It has the columns of SCHEMA, then vehicle, campaign and date, and is in the order of those and of time.
-    Raises InputError: there is no table in it, nor a message.
+    It has the columns of SCHEMA, then vehicle, campaign and date, and is in the order of those and of time; wide (of
+    one message) is described in fleet/wide.py. Only what is asked for is read: of a vehicle, a message, a signal, from
+    start_us on and before end_us. Raises InputError: there is no table in it, nor a message.
     """
     folder = Path(folder)
+    if wide and message is None:
+        raise InputError("wide", "is a form of one message", 'for example read(folder, message="BRAKE", wide=True)')
+    equal = {"vehicle": vehicle, "message": message, "signal": signal}
+    tests = [pc.field(name) == value for name, value in equal.items() if value is not None]
+    tests += [pc.field("time_us") >= start_us] if start_us is not None else []
+    tests += [pc.field("time_us") < end_us] if end_us is not None else []
     if manifests is not None:
         from fleet.decode import decode
 
         with tempfile.TemporaryDirectory() as scratch:
             decode([folder], manifests, Path(scratch) / "table")
-            return _read(Path(scratch) / "table")
+            found = _read(Path(scratch) / "table", tests)
+    else:
+        check(folder)
+        found = _read(folder, tests)
+    if wide:
+        from fleet.wide import wide as widen
+
+        return widen(found)
+    return found
+
+
+def check(folder: Path) -> None:
+    """Raises InputError: there is no table in it."""
     if not (folder / TABLE_FILE).exists() and not any(folder.rglob("*.parquet")):
         raise InputError(folder, "holds no table", "`bordnetz fleet decode` makes one")
-    return _read(folder)
 
 
-def _read(folder: Path) -> pa.Table:
+def _read(folder: Path, tests: list[pc.Expression]) -> pa.Table:
     paths = [str(path) for path in sorted(folder.rglob("*.parquet"))]
     fields = pa.schema([(name, TEXT) for name in PARTITIONS])
     if not paths:
         return pa.schema([*SCHEMA, *fields]).empty_table()
     partitioning = pa.dataset.partitioning(fields, flavor="hive", dictionaries="infer")
     found = pa.dataset.dataset(paths, format="parquet", partitioning=partitioning)
-    table = found.to_table().select([*SCHEMA.names, *PARTITIONS]).unify_dictionaries()
+    table = (
+        found.to_table(filter=reduce(and_, tests) if tests else None)
+        .select([*SCHEMA.names, *PARTITIONS])
+        .unify_dictionaries()
+    )
     return table.replace_schema_metadata({FACTS: json.dumps(_facts(paths))})
 
 

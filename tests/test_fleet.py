@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterable
@@ -645,6 +646,30 @@ def test_a_vehicle_that_is_called_like_a_path_is_not_let_in(tmp_path: Path, vehi
     assert rows == rows_of(range(2))
     assert f"00.json:1: no device is called {vehicle!r}: that is a path; left out" in audit.problems[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["messages", "table"]
+
+
+def test_what_cannot_be_counted_or_named_is_left_out(tmp_path: Path) -> None:
+    good, most = block_of(0, 3), (1 << 64) - 1
+    bad = [
+        record_of(2, Block(good.data, good.clock, Coverage("x", 0, most), good.counters)),
+        record_of(3, Block(good.data, good.clock, good.coverage, Counters(samples=most))),
+        record_of(most, good),
+        record_of(4, good, stream="ü" * 200),
+        record_of(5, good, stream=""),
+    ]
+    long = message_of([record_of(1, good)], vehicle="ü" * 128)
+    rows, audit = decoded(tmp_path, [message_of([record_of(1, good), *bad]), message_of(bad), long])
+    assert rows == rows_of(range(3))
+    assert len(audit.problems) == 6
+    assert "the device's name of 128 characters is too long for a folder" in audit.problems[0]
+    assert f"record 2 of drive: it counts to {most}; left out" in audit.problems[1]
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    put(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
+    (tmp_path / "messages" / os.fsdecode(b"\xff.json")).write_bytes(b"?\n")
+    audit = decode([tmp_path / "messages"], {MANIFEST.hash: MANIFEST}, tmp_path / "table")
+    assert "messages/\N{REPLACEMENT CHARACTER}.json:1: no message in IoT Hub's JSON form" in audit.problems[0]
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -1,0 +1,125 @@
+"""`make fleet-spark`: a generated fleet on Spark, in two worker processes, one of which is killed half-way."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet import table
+from fleet.decode import decode
+from fleet.generate import write
+
+pytest.importorskip("pyspark")
+if not shutil.which("java"):
+    pytest.skip("Spark needs Java", allow_module_level=True)
+
+from pyspark.sql import SparkSession
+
+from fleet import spark as on_spark
+
+pytestmark = pytest.mark.process
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    made = (
+        SparkSession.builder.master("local-cluster[2,1,1024]")
+        .appName("bordnetz")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.executorEnv.PYTHONPATH", str(ROOT))
+        .config("spark.sql.shuffle.partitions", "6")
+        .config("spark.sql.session.timeZone", "UTC")
+        .getOrCreate()
+    )
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("fleet")
+    write(folder / "made", vehicles=4, hours=3, seed=9)
+    (folder / "made/messages/notes.txt").write_text("?")
+    decode([folder / "made/messages"], folder / "made/manifests", folder / "table")
+    return folder
+
+
+def test_rows_are_those_of_the_single_machine_though_a_worker_is_killed_half_way(
+    session: SparkSession, fleet: Path
+) -> None:
+    found = on_spark.decode(session, [fleet / "made/messages"], fleet / "made/manifests")
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            on_spark.write(found.rows, fleet / "spark")
+        except BaseException as error:
+            failures.append(error)
+
+    before = executors()
+    assert len(before) == 2
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive() and not tasks_done(session):
+        time.sleep(0.02)
+    assert thread.is_alive(), failures  # half-way
+    os.kill(before[0], signal.SIGKILL)
+    thread.join(timeout=300)
+    assert not thread.is_alive()
+    assert failures == []
+    assert before[0] not in executors()
+    (problem,) = [row.problem for row in found.problems.collect()]
+    assert "notes.txt: is no file of messages by its name" in problem
+    wanted, rows = table.read(fleet / "table"), table.read(fleet / "spark")
+    assert rows.num_rows == wanted.num_rows > 0
+    for name in wanted.column_names:
+        assert rows[name].to_pylist() == wanted[name].to_pylist(), name
+
+
+def test_a_manifest_that_is_missing_is_a_problem_of_its_records(
+    session: SparkSession, fleet: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "manifests").mkdir()
+    shutil.copy(fleet / "made/manifests/0.manifest", tmp_path / "manifests")
+    found = on_spark.decode(session, [fleet / "made/messages"], tmp_path / "manifests")
+    lines = [row.problem for row in found.problems.collect()]
+    assert sum("needs decoder manifest" in line for line in lines) > 1000
+    assert found.rows.count() > 0
+
+
+def tasks_done(session: SparkSession) -> int:
+    tracker = session.sparkContext.statusTracker()
+    stages = [tracker.getStageInfo(number) for number in tracker.getActiveStageIds()]
+    return sum(stage.numCompletedTasks for stage in stages if stage)
+
+
+def executors() -> list[int]:
+    """Executor processes below this one."""
+    parents, found = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"CoarseGrainedExecutorBackend" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+
+    def is_ours(pid: int) -> bool:
+        while pid in parents:
+            if pid == os.getpid():
+                return True
+            pid = parents[pid]
+        return False
+
+    return sorted(pid for pid in found if is_ours(pid))
