@@ -55,7 +55,7 @@ cdef class RawCodec(Streams):
     cdef uint32_t[MOST_BUSES] to_come
     cdef int32_t* queues
     cdef Py_ssize_t queue_capacity
-    cdef int32_t line_count
+    cdef int32_t line_count, bus_count
     cdef int64_t unit           # of times, in us
 
     def __dealloc__(self):
@@ -190,6 +190,7 @@ cdef class RawCodec(Streams):
             raise ValueError("the name of a bus is no text") from None
         self.begin_block(names, self.unit)
         self.line_count = 1 if one_line[0] else number
+        self.bus_count = number
         for i in range(self.line_count):
             self.lines[i] = line_up_t(queue=NULL, count=0, last_stream=-1, last=0, key=self.bus_keys[i], shorts=0)
         self._grow_queues()
@@ -341,12 +342,13 @@ cdef class RawCodec(Streams):
         described.can_id = code_value(coder, models, mix(NEW, 1), 32, described.can_id)
         described.flags = code_value(coder, models, mix(NEW, 2), 8, described.flags)
         described.length = code_value(coder, models, mix(NEW, 3), 8, described.length)
-        described.bus = line_number
         if self.line_count == 1:
             described.bus = code_value(coder, models, mix(NEW, 4), 8, described.bus)
+        else:
+            described.bus = line_number
         if not coder.reading:
             added = number
-        elif described.length > PAYLOAD_SLOT or described.bus >= MOST_BUSES or self.stream_count >= MOST_STREAMS:
+        elif described.length > PAYLOAD_SLOT or described.bus >= self.bus_count or self.stream_count >= MOST_STREAMS:
             coder.failed = True
             return 0
         else:
