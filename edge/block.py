@@ -1,52 +1,97 @@
-"""A block: many samples, compressed, decodable alone given the manifest. docs/formats/block.md gives every byte.
+"""A block: many samples or frames, compressed, decodable alone given the manifest and table it names.
 
-    "BN" | version | coding | CRC-32C of all that follows | size of the content | content, compressed
+    "BN" | version | coding | CRC-32C of all that follows | ...
 
-The coding is behind this one file: what is stored today as differences in columns under zstd can become any
-other coding, and blocks of every version ever released stay readable.
+    version 1, coding 1     size of the content | columns as differences, under zstd: the fallback and the reference
+    version 2, coding 1     name of the model table | frames, bit for bit, by cy_core/codec
+    version 2, coding 2     name of the model table | signals, by cy_core/codec
+
+docs/formats/block.md gives every byte. Blocks of every version ever released stay readable.
 """
 
 import struct
+from collections.abc import Iterable, Sequence
 
 import zstandard
 
 from cy_core.block import lay_out, read
 from cy_core.columns import Columns
 from cy_core.crc32c import crc32c
+from cy_core.frames import Frames
 from cy_core.plan import Plan
-from edge.errors import BlockCorrupt
+from edge.errors import BlockCorrupt, TableMissing
+from edge.table import HASH_BYTES, Table
 
-HEADER = struct.Struct("<2sBBII")
+HEAD = struct.Struct("<2sBBI")
 MAGIC = b"BN"
-VERSION = 1
-ZSTD_COLUMNS = 1
+COLUMNS = (1, 1)  # version and coding
+FRAMES = (2, 1)
+SIGNALS = (2, 2)
 # A block is some ten thousand frames; nothing honest comes near this.
 CONTENT_MAX_BYTES = 64 << 20
 
 _compressor = zstandard.ZstdCompressor(level=3, write_content_size=False, write_checksum=False)
 
 
+class Tables:
+    """The model tables that are here, by name; the one without a name, which knows nothing, always is."""
+
+    def __init__(self, tables: Iterable[Table] = ()) -> None:
+        self._tables = {table.name: table for table in (Table(), *tables)}
+
+    def __getitem__(self, name: bytes) -> Table:
+        """Raises TableMissing."""
+        try:
+            return self._tables[name]
+        except KeyError:
+            raise TableMissing(name.hex()) from None
+
+
+# -- frames --------------------------------------------------------------------------------------------------
+
+
+def encode_frames(
+    frames: Frames, buses: Sequence[str], table: Table, tick_us: int = 1, start: int = 0, end: int = -1
+) -> bytes:
+    """A block of the frames start..end-1, times rounded to multiples of tick_us.
+
+    buses: names by number. Raises ValueError: no frames, too many (FRAMES_MAX), or a bus without a name.
+    """
+    content = table.codec.encode(frames, buses, tick_us, start, end)
+    return _seal(FRAMES, table.name + content)
+
+
+def decode_frames(block: bytes, into: Frames, tables: Tables) -> tuple[str, ...]:
+    """Append the frames of a block; the names of their buses. Raises BlockCorrupt, TableMissing."""
+    if _open(block) != FRAMES:
+        raise BlockCorrupt("the block holds no frames")
+    table, content = _content(block, tables)
+    try:
+        return table.codec.decode(content, into)
+    except ValueError as error:
+        raise BlockCorrupt(f"the block does not decode: {error}") from error
+
+
+# -- signals -------------------------------------------------------------------------------------------------
+
+
 def encode(columns: Columns, selection: bytes | bytearray | None = None) -> bytes:
     """A block of these columns; selection has one byte for each signal of the manifest, not 0 for those to keep."""
     content = lay_out(columns, selection)
-    packed = _compressor.compress(content)
-    crc = crc32c(packed, crc32c(struct.pack("<I", len(content))))
-    return HEADER.pack(MAGIC, VERSION, ZSTD_COLUMNS, crc, len(content)) + packed
+    return _seal(COLUMNS, struct.pack("<I", len(content)) + _compressor.compress(content))
 
 
 def decode(block: bytes, plan: Plan, into: Columns | None = None) -> Columns:
     """The columns in a block. Raises BlockCorrupt: cut, flipped, of another format, or of another manifest."""
-    if len(block) < HEADER.size:
-        raise BlockCorrupt(f"a block of {len(block)} bytes has no header")
-    magic, version, coding, crc, size = HEADER.unpack_from(block)
-    if magic != MAGIC or version != VERSION or coding != ZSTD_COLUMNS:
-        raise BlockCorrupt(f"not a block of a known format: starts with {block[:4].hex()}")
-    if crc32c(block[8:]) != crc:
-        raise BlockCorrupt("the block does not match its checksum")
+    if _open(block) != COLUMNS:
+        raise BlockCorrupt("the block holds no signals")
+    if len(block) < HEAD.size + 4:
+        raise BlockCorrupt(f"a block of {len(block)} bytes has no content")
+    (size,) = struct.unpack_from("<I", block, HEAD.size)
     if size > CONTENT_MAX_BYTES:
         raise BlockCorrupt(f"the block says that it holds {size} bytes; {CONTENT_MAX_BYTES} are allowed")
     try:
-        packed = block[HEADER.size :]
+        packed = block[HEAD.size + 4 :]
         # A size that zstd itself announces would be believed before max_output_size, up to any number.
         if zstandard.frame_content_size(packed) not in (-1, size):
             raise BlockCorrupt("the block is not of the size that its header says")
@@ -56,3 +101,29 @@ def decode(block: bytes, plan: Plan, into: Columns | None = None) -> Columns:
         return read(content, plan, into)
     except (zstandard.ZstdError, ValueError) as error:
         raise BlockCorrupt(f"the block does not decode: {error}") from error
+
+
+# -- what is around the content ------------------------------------------------------------------------------
+
+
+def _seal(form: tuple[int, int], rest: bytes) -> bytes:
+    return HEAD.pack(MAGIC, *form, crc32c(rest)) + rest
+
+
+def _open(block: bytes) -> tuple[int, int]:
+    """Version and coding of a block whose checksum is right. Raises BlockCorrupt."""
+    if len(block) < HEAD.size:
+        raise BlockCorrupt(f"a block of {len(block)} bytes has no header")
+    magic, version, coding, crc = HEAD.unpack_from(block)
+    if magic != MAGIC or (version, coding) not in (COLUMNS, FRAMES, SIGNALS):
+        raise BlockCorrupt(f"not a block of a known format: starts with {block[:4].hex()}")
+    if crc32c(memoryview(block)[HEAD.size :]) != crc:
+        raise BlockCorrupt("the block does not match its checksum")
+    return version, coding
+
+
+def _content(block: bytes, tables: Tables) -> tuple[Table, memoryview]:
+    rest = memoryview(block)[HEAD.size :]
+    if len(rest) < HASH_BYTES:
+        raise BlockCorrupt(f"a block of {len(block)} bytes names no model table")
+    return tables[bytes(rest[:HASH_BYTES])], rest[HASH_BYTES:]

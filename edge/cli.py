@@ -150,6 +150,73 @@ def decode(log: Path, manifest: Path, out: Path) -> None:
 
 
 @main.command()
+@click.argument("log", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="Packed recording to write.")
+@click.option("--batch-seconds", type=click.FloatRange(0.01, 3600), default=10, show_default=True, help="Of a block.")
+@click.option("--resolution-us", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Of the times.")
+@click.option("--table", type=FILE, help="Model table (see `bordnetz train`); unpacking needs it too.")
+def pack(log: Path, out: Path, batch_seconds: float, resolution_us: int, table: Path | None) -> None:
+    """A recording to blocks: every frame, bit for bit, with order, flags and time."""
+    from edge import pack as packing
+    from edge import table as tables
+
+    _make_folder(out)
+    known = tables.load(table) if table else tables.Table()
+    with Progress("packing", max(1, log.stat().st_size if log.exists() else 1)) as progress:
+        result = packing.pack(log, out, known, batch_seconds, resolution_us, progress.to)
+    each = f", {result.bytes / result.frames:.2f} bytes a frame" if result.frames else ""
+    _report(out, f"{result.frames:,} frames in {result.blocks:,} blocks, {result.bytes:,} bytes{each}", result.problems)
+
+
+@main.command()
+@click.argument("packed", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="candump log to write; .gz or .zst compresses it.")
+@click.option("--table", "table_files", type=FILE, multiple=True, help="Model table that it was packed with.")
+def unpack(packed: Path, out: Path, table_files: tuple[Path, ...]) -> None:
+    """A packed recording to the recording that it was made from."""
+    from edge import pack as packing
+    from edge import table as tables
+    from edge.block import Tables
+
+    _make_folder(out)
+    known = Tables(tables.load(path) for path in table_files)
+    with Progress("unpacking", max(1, packed.stat().st_size if packed.exists() else 1)) as progress:
+        result = packing.unpack(packed, out, known, progress.to)
+    _report(out, f"{result.frames:,} frames from {result.blocks:,} blocks", result.problems)
+
+
+@main.command()
+@click.argument("logs", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="Model table to write.")
+@click.option("--resolution-us", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Of the times.")
+def train(logs: tuple[Path, ...], out: Path, resolution_us: int) -> None:
+    """Recordings of a vehicle to the model table that makes small blocks of its kind small."""
+    from cy_core.frames import Frames
+    from edge import train as training
+    from edge.logs import open_log
+
+    _make_folder(out)
+    recordings, problems = [], []
+    for path in logs:
+        frames, log = Frames(), open_log(path)
+        log.read(frames, training.FRAMES_MOST)
+        recordings.append((frames, log.buses))
+        problems += [f"{path}: {problem}" for problem in log.problems()]
+        log.close()
+    if not any(len(frames) for frames, _ in recordings):
+        raise InputError(logs[0], "has no frames", "give a recording of the vehicle")
+    with Progress("training", 1) as progress:
+        table = training.train(recordings, resolution_us, progress.to)
+    try:
+        table.save(out)
+    except OSError as error:
+        raise InputError(out, f"cannot be written ({error.strerror})", "choose another place for -o") from error
+    rules = sum(bool(stream.rules) for stream in table.streams)
+    text = f"{len(table.streams):,} streams, {rules} checksums, {table.context_count:,} contexts"
+    _report(out, f"{text}; sha256:{table.sha256[:16]}…", problems)
+
+
+@main.command()
 @click.argument("campaigns", type=FILE)
 @click.option("--manifest", type=FILE, required=True)
 @click.option("--log", "logs", type=FILE, multiple=True, required=True, help="Recording; more than one may be given.")
@@ -256,6 +323,14 @@ class Progress:
         part = min(1000, int(1000 * done / self._total))
         self._bar.update(part - self._done)
         self._done = part
+
+
+def _report(out: Path, text: str, problems: list[str]) -> None:
+    click.echo(f"{out}: {text}")
+    for problem in problems:
+        click.echo(f"bordnetz: {problem}", err=True)
+    if problems:
+        sys.exit(FINDING)
 
 
 def _say(quiet: bool) -> Any:

@@ -6,6 +6,7 @@
     │   ├── OutboxFull          no room left under the quota                 evict the least important, record it
     │   └── OutboxCorrupt       a record does not match its checksum         keep a copy, skip it, record it
     ├── BlockCorrupt            a block does not decode                      set it aside, count it
+    │   └── TableMissing        it names a model table that is not here      keep it until the table comes
     └── CloudError
         ├── CloudUnreachable    no connection, or no answer in time          wait and send again
         └── MessageRejected     the cloud will never take this message       set it aside, count it
@@ -42,6 +43,14 @@ class OutboxCorrupt(OutboxError):
 
 class BlockCorrupt(EdgeError):
     """A block is cut, flipped or foreign."""
+
+
+class TableMissing(BlockCorrupt):
+    """A block needs a model table; name has the first bytes of its SHA-256, in hex."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"the block needs the model table sha256:{name}…, which is not here")
 
 
 class CloudError(EdgeError):

@@ -104,11 +104,14 @@ def load(path: "Path | str") -> Table:
 def _parse(body: bytes) -> Table:
     (size,) = struct.unpack_from("<I", body)
     rows: list[Any] = json.loads(body[4 : 4 + size])
-    streams = tuple(
-        Stream(*row[:6], tuple(Field(*field) for field in row[6]), tuple(Rule(*rule) for rule in row[7]))
-        for row in rows
-    )
+    streams = tuple(map(_stream, rows))
     return Table(streams, body[4 + size :])
+
+
+def _stream(row: list[Any]) -> Stream:
+    bus, can_id, flags, length, period_us, has_selector, fields, rules = row
+    fields, rules = (Field(*field) for field in fields), (Rule(*rule) for rule in rules)
+    return Stream(bus, can_id, flags, length, period_us, has_selector, tuple(fields), tuple(rules))
 
 
 def _check_cover(stream: Stream) -> None:

@@ -11,11 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-from cy_core.codec.raw import FRAMES_MAX, RawCodec
+from cy_core.codec.raw import RawCodec
 from cy_core.codec.trial import best_constant, changes, coded_bytes
 from cy_core.frames import Frames
+from edge.pack import cut
 from edge.table import Field, Rule, Stream, Table
 
+FRAMES_MOST = 2_000_000  # of a recording that are trained on
 ROWS_MAX = 1500  # of a stream that are looked at
 ROWS_MIN = 16  # with less than that nothing is guessed
 LONGEST_FIELD = 16  # bits
@@ -25,10 +27,13 @@ POLYNOMIALS = (0x1D, 0x2F, 0x07, 0x9B, 0x31, 0xD5, 0x39, 0x8D)
 LEARNING_SECONDS = (1, 10)  # lengths of the blocks that are learned from
 REMOTE = 0x40000000
 
+Recording = tuple[Frames, tuple[str, ...]]
 Say = Callable[[float], None]
 
 
-def train(recordings: Iterable[tuple[Frames, tuple[str, ...]]], tick_us: int = 1, say: Say = lambda part: None) -> Table:
+def train(
+    recordings: Iterable[tuple[Frames, tuple[str, ...]]], tick_us: int = 1, say: Say = lambda part: None
+) -> Table:
     """The table for recordings (frames, names of their buses); say is told how much is done, from 0 to 1.
 
     tick_us: the resolution that blocks will be packed with.
@@ -48,19 +53,7 @@ def train(recordings: Iterable[tuple[Frames, tuple[str, ...]]], tick_us: int = 1
     return Table(tuple(streams), codec.models.dump())
 
 
-def cut(frames: Frames, seconds: float) -> Iterator[tuple[int, int]]:
-    """Where blocks of that many seconds begin and end."""
-    times = memoryview(frames.to_bytes()[0]).cast("q")[::3]
-    start = 0
-    for place, time_us in enumerate(times):
-        if time_us - times[start] >= seconds * 1e6 or place - start >= FRAMES_MAX:
-            yield start, place
-            start = place
-    if start < len(frames):
-        yield start, len(frames)
-
-
-def _rows(recordings: list[tuple[Frames, tuple[str, ...]]]) -> dict[Stream, tuple[list[int], list[bytes]]]:
+def _rows(recordings: list[Recording]) -> dict[Stream, tuple[list[int], list[bytes]]]:
     """Times and payloads of each stream."""
     rows: dict[Stream, tuple[list[int], list[bytes]]] = defaultdict(lambda: ([], []))
     for frames, buses in recordings:

@@ -25,7 +25,7 @@ cdef extern from *:
     const unsigned short RATES "bordnetz_rates"[]
 
 cdef enum:
-    EVEN = 1 << 31              # a probability of one half that has seen nothing
+    EVEN = 0x80000000           # a probability of one half that has seen nothing
     COUNT_MASK = 1023
     COUNT_MAX = 127
 

@@ -11,6 +11,7 @@ cdef enum:
     TRAINED_COUNT_MAX = 24      # a trained probability still adapts
 
 LINE_BYTES = ROW_BYTES
+LINES_MOST = LINES_MAX
 
 
 cdef class Models:

@@ -60,7 +60,7 @@ cdef inline int32_t code_who(
     for rank in range(min(bus.count, ASKED_MAX)):
         candidate = bus.queue[rank]
         slot = (rank if rank < 3 else 3) << 2
-        slot |= (candidate == follower) << 1 | (dues[candidate].due <= bus.last << 4)
+        slot |= (candidate == follower) << 1 | (dues[candidate].due <= 16 * bus.last)
         if code_bit(
             coder, line(models, mix(mix(dues[candidate].key, before), WHO)) + slot, candidate == who
         ):
@@ -89,12 +89,12 @@ cdef inline int64_t code_gap(
         line(models, mix(due.key, BESIDE)) + min(bit_length(_size(other - expected)) >> 1, 15),
         0 <= gap - other < SHORT_GAP,
     ):
-        return other + code_value(coder, models, mix(due.key, BESIDE + 1), 8, gap - other)
+        return other + <int64_t>code_value(coder, models, mix(due.key, BESIDE + 1), 8, gap - other)
     residual = code_residual(
         coder, models, mix(due.key, LATE), level(due.recent) if due.seen else 63, gap - expected
     )
     due.recent += <uint32_t>(min(_size(residual), 1 << 24) << 2) - (due.recent >> 2)
-    return expected + residual
+    return <int64_t>(<uint64_t>expected + <uint64_t>residual)
 
 
 cdef inline uint64_t _size(int64_t value) noexcept nogil:
@@ -107,11 +107,11 @@ cdef inline void take_turn(line_up_t* bus, due_t* dues, int32_t who, int64_t now
     cdef Py_ssize_t place = bus.count, i
     cdef int64_t late
     if due.seen:
-        late = (now << 4) - due.due
+        late = 16 * now - due.due
         if due.period == 0 or due.seen == 1 or late > due.period >> 1 or -late > due.period >> 1:
             if due.seen == 1 and due.period == 0:
-                due.period = (now - due.last) << 4
-            due.due = (now << 4) + due.period
+                due.period = 16 * (now - due.last)
+            due.due = 16 * now + due.period
         else:
             due.due += due.period + (late >> 2)
             due.period += late >> 5
@@ -119,7 +119,7 @@ cdef inline void take_turn(line_up_t* bus, due_t* dues, int32_t who, int64_t now
             if bus.queue[place] == who:
                 break
     else:
-        due.due = (now << 4) + (due.period if due.period else FAR)
+        due.due = 16 * now + (due.period if due.period else FAR)
         bus.count += 1
     # Out of its place in the queue, and in again where it is due.
     while place + 1 < bus.count and dues[bus.queue[place + 1]].due <= due.due:
@@ -140,7 +140,7 @@ cdef inline void take_turn(line_up_t* bus, due_t* dues, int32_t who, int64_t now
 cdef inline void _send_back(line_up_t* bus, due_t* dues) noexcept nogil:
     """A stream that has been due for four of its periods is not asked first any more."""
     cdef int32_t front = bus.queue[0]
-    if bus.last << 4 > dues[front].due + 4 * dues[front].period:
-        dues[front].due = (bus.last << 4) + FAR
+    if 16 * bus.last > dues[front].due + 4 * dues[front].period:
+        dues[front].due = 16 * bus.last + FAR
         memmove(bus.queue, bus.queue + 1, (bus.count - 1) * sizeof(int32_t))
         bus.queue[bus.count - 1] = front

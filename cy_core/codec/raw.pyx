@@ -28,7 +28,9 @@ FRAMES_MAX = MOST_FRAMES
 cdef extern from *:
     """
     #define bordnetz_finished INT64_MAX
+    #define bordnetz_time_max (1LL << 55)
     """
+    const int64_t TIME_MAX "bordnetz_time_max"  # of a frame, in units from the first one on
     const int64_t FINISHED "bordnetz_finished"  # the time of a line without a frame to come
 
 
@@ -53,7 +55,7 @@ cdef class RawCodec(Streams):
     cdef uint32_t[MOST_BUSES] to_come
     cdef int32_t* queues
     cdef Py_ssize_t queue_capacity
-    cdef int32_t line_count
+    cdef int32_t line_count, bus_count
     cdef int64_t unit           # of times, in us
 
     def __dealloc__(self):
@@ -62,7 +64,8 @@ cdef class RawCodec(Streams):
     def encode(self, Frames frames not None, names, uint32_t tick_us=1, Py_ssize_t start=0, Py_ssize_t end=-1):
         """The inside of a block with the frames start..end-1; names: of the buses, by number.
 
-        Times are rounded to multiples of tick_us. Raises ValueError: none or too many frames, a bus without a name.
+        Times are rounded to multiples of tick_us. Raises ValueError: none or too many frames, a bus without a name,
+        a time that is over 570 years from 1970.
         """
         cdef coder_t coder
         cdef uint8_t* memory
@@ -117,6 +120,8 @@ cdef class RawCodec(Streams):
         for i in range(count):
             if records[i].bus >= len(names):
                 raise ValueError(f"frame {i}: bus {records[i].bus} has no name")
+            if not -TIME_MAX // 2 < records[i].time_us < TIME_MAX // 2:
+                raise ValueError(f"frame {i}: a time of {records[i].time_us} us")
             work[i].time = _round(records[i].time_us, tick_us)
         base, self.unit = work[0].time, _unit(work, count)
         one_line = False
@@ -185,6 +190,7 @@ cdef class RawCodec(Streams):
             raise ValueError("the name of a bus is no text") from None
         self.begin_block(names, self.unit)
         self.line_count = 1 if one_line[0] else number
+        self.bus_count = number
         for i in range(self.line_count):
             self.lines[i] = line_up_t(queue=NULL, count=0, last_stream=-1, last=0, key=self.bus_keys[i], shorts=0)
         self._grow_queues()
@@ -259,7 +265,7 @@ cdef class RawCodec(Streams):
             next = &self.pending[line_number]
             stream = &self.streams[next.stream]
             into.push(
-                base + next.time * self.unit, stream.can_id, stream.bus, stream.flags,
+                <int64_t>(<uint64_t>base + <uint64_t>next.time * <uint64_t>self.unit), stream.can_id, stream.bus, stream.flags,
                 <const uint8_t*>next.payload, stream.length,
             )
             if self.to_come[line_number]:
@@ -295,6 +301,7 @@ cdef class RawCodec(Streams):
         cdef models_t* models = &self.models.data
         cdef int32_t who = -1 if is_new else next.stream
         cdef uint32_t before = self.dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key
+        cdef int64_t gap
         self.to_come[line_number] -= 1
         who = code_who(coder, models, bus, self.dues, who)
         if who < 0:
@@ -307,9 +314,11 @@ cdef class RawCodec(Streams):
                 if self.stream_count == 0:
                     return 0
         next.stream = who
-        next.time = bus.last + code_gap(
-            coder, models, bus, &self.dues[who], self.dues, self._other(line_number), next.time - bus.last
-        )
+        gap = code_gap(coder, models, bus, &self.dues[who], self.dues, self._other(line_number), next.time - bus.last)
+        next.time = <int64_t>(<uint64_t>bus.last + <uint64_t>gap)
+        if not -TIME_MAX < next.time < TIME_MAX:
+            coder.failed = True
+            next.time = 0
         self.code_payload(coder, who, next.payload)
         take_turn(bus, self.dues, who, next.time)
         return 0
@@ -333,12 +342,13 @@ cdef class RawCodec(Streams):
         described.can_id = code_value(coder, models, mix(NEW, 1), 32, described.can_id)
         described.flags = code_value(coder, models, mix(NEW, 2), 8, described.flags)
         described.length = code_value(coder, models, mix(NEW, 3), 8, described.length)
-        described.bus = line_number
         if self.line_count == 1:
             described.bus = code_value(coder, models, mix(NEW, 4), 8, described.bus)
+        else:
+            described.bus = line_number
         if not coder.reading:
             added = number
-        elif described.length > PAYLOAD_SLOT or described.bus >= MOST_BUSES or self.stream_count >= MOST_STREAMS:
+        elif described.length > PAYLOAD_SLOT or described.bus >= self.bus_count or self.stream_count >= MOST_STREAMS:
             coder.failed = True
             return 0
         else:

@@ -1,0 +1,284 @@
+"""Frames through the codec and back: bit for bit, whatever they are; and what becomes of damage."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cy_core.codec.raw import FRAMES_MAX, RawCodec
+from cy_core.frames import Frames
+from edge import block, pack, train
+from edge import table as tables
+from edge.errors import BlockCorrupt, InputError, TableMissing
+from edge.logs import open_log
+from edge.table import Field, Rule, Stream, Table
+from simulator.vehicle.drive import write_log
+
+DATA = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
+EXTENDED, REMOTE, ERROR = 0x80000000, 0x40000000, 0x20000000
+BUSES = ("can0", "vcan1", "straße")
+
+
+def recording(name: str) -> tuple[Frames, tuple[str, ...]]:
+    if not (DATA / name).exists():
+        pytest.skip(f"no recording {name}: set BORDNETZ_DATA")
+    frames, log = Frames(), open_log(DATA / name)
+    log.read(frames, 1 << 30)
+    log.close()
+    return frames, log.buses
+
+
+def halves(name: str) -> tuple[Frames, Frames, tuple[str, ...]]:
+    frames, buses = recording(name)
+    middle = len(frames) // 2
+    return frames.slice(0, middle), frames.slice(middle, len(frames)), buses
+
+
+def packed_size(frames: Frames, buses: tuple[str, ...], table: Table, seconds: float, tick_us: int = 1) -> float:
+    """Bytes a frame, with all headers; the blocks are read back and compared."""
+    size = 0
+    for start, end in pack.cut(frames, seconds):
+        made = block.encode_frames(frames, buses, table, tick_us, start, end)
+        size += len(made)
+        again = Frames()
+        assert block.decode_frames(made, again, block.Tables([table])) == buses
+        if tick_us == 1:
+            assert again.to_bytes() == frames.slice(start, end).to_bytes()
+    return size / max(1, len(frames))
+
+
+@st.composite
+def traffic(draw: st.DrawFn) -> Frames:
+    """A few streams, now and then another one, in order or not."""
+    made = Frames()
+    time_us = draw(st.sampled_from([0, -5, 1_700_000_000_000_000, 1 << 53]))
+    steps = draw(st.sampled_from([[0, 1, 7, 10_000], [50, 100, 1000], [0, 3, -20_000, 1 << 40]]))
+    known = draw(st.lists(streams(), min_size=1, max_size=4))
+    for _ in range(draw(st.integers(1, 60))):
+        time_us += draw(st.sampled_from(steps))
+        bus, can_id, flags, length = draw(st.sampled_from(known) if draw(st.integers(0, 9)) else streams())
+        data = draw(st.sampled_from([bytes(length), bytes(range(length)), draw(st.binary(min_size=64))[:length]]))
+        made.append(time_us, bus, can_id, data, flags=flags)
+    return made
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    kind = draw(st.integers(0, 5))
+    bus = draw(st.integers(0, len(BUSES) - 1))
+    if kind == 0:
+        return (
+            bus,
+            draw(st.integers(0, 0x1FFFFFFF)) | EXTENDED,
+            draw(st.sampled_from([4, 5, 7])),
+            draw(st.integers(0, 64)),
+        )
+    if kind == 1:
+        return bus, draw(st.sampled_from([REMOTE, ERROR, EXTENDED | REMOTE])) | 4, 0, draw(st.integers(0, 8))
+    return bus, draw(st.integers(0, 0x7FF)), 0, draw(st.integers(0, 8))
+
+
+TRIAL_TABLE = Table(
+    (
+        Stream(
+            "can0",
+            1,
+            0,
+            8,
+            10_000,
+            True,
+            (Field(0, 0, 0, 8), Field(0, 1, 40, 16), Field(0, 0, 24, 4), Field(0, 0, 28, 12), Field(0, 0, 40, 16)),
+            (Rule(1, 7, 0, 8, 1, 3),),
+        ),
+        Stream("vcan1", 2, 0, 2, 0, False, (Field(0, 0, 0, 8), Field(0, 0, 12, 4)), (Rule(4, 1, 0, 4, 0x1D, 7),)),
+    )
+)
+
+
+@settings(max_examples=150)
+@given(traffic(), st.sampled_from([None, TRIAL_TABLE]))
+def test_frames_come_back_bit_for_bit(frames: Frames, table: Table | None) -> None:
+    codec = RawCodec() if table is None else table.codec
+    again = Frames()
+    assert codec.decode(codec.encode(frames, BUSES), again) == BUSES
+    assert again.to_bytes() == frames.to_bytes()
+
+
+@settings(max_examples=60)
+@given(traffic(), st.integers(1, 100_000))
+def test_times_are_within_half_a_tick_and_the_rest_is_exact(frames: Frames, tick_us: int) -> None:
+    again = Frames()
+    RawCodec().decode(RawCodec().encode(frames, BUSES, tick_us), again)
+    for got, true in zip(again, frames, strict=True):
+        assert got[1:] == true[1:]
+        assert abs(got[0] - true[0]) * 2 <= tick_us
+        assert got[0] % tick_us == 0
+
+
+def test_any_part_of_a_batch_can_be_a_block(tmp_path: Path) -> None:
+    frames = drive(tmp_path, 2)[0]
+    codec = RawCodec()
+    for start, end in ((0, 1), (5, 6), (100, 900), (0, len(frames))):
+        again = Frames()
+        codec.decode(codec.encode(frames, BUSES, 1, start, end), again)
+        assert again.to_bytes() == frames.slice(start, end).to_bytes()
+
+
+def drive(folder: Path, seconds: float, seed: int = 1) -> tuple[Frames, tuple[str, ...]]:
+    write_log(folder / f"{seed}.log", seconds, seed)
+    frames, log = Frames(), open_log(folder / f"{seed}.log")
+    log.read(frames, 1 << 30)
+    log.close()
+    return frames, log.buses
+
+
+def test_a_checksum_that_is_wrong_stays_wrong() -> None:
+    frames = Frames()
+    stream = Stream("can0", 1, 0, 3, 0, False, (Field(0, 0, 0, 16),), (Rule(1, 2, 0, 8, 1, 9),))
+    for i in range(300):
+        right = bytes([i & 255, i >> 8, (i + (i >> 8) + 9) & 255])
+        frames.append(1000 * i, 0, 1, right if i % 50 else right[:2] + b"\x00")
+    codec = Table((stream,)).codec
+    content, again = codec.encode(frames, ("can0",)), Frames()
+    codec.decode(content, again)
+    assert again.to_bytes() == frames.to_bytes()
+    assert len(content) < len(RawCodec().encode(frames, ("can0",)))
+
+
+def test_training_finds_checksums_fields_and_selectors() -> None:
+    frames, noise = Frames(), random.Random(1)
+    value = 30_000
+    for i in range(3000):
+        value = max(0, min(65535, value + noise.randint(-40, 40)))
+        data = value.to_bytes(2, "big") + bytes([i & 15, 0])
+        frames.append(10_000 * i, 0, 0x10, data + bytes([0x5A ^ data[0] ^ data[1] ^ data[2]]))
+        page = i % 3
+        frames.append(10_000 * i + 500, 0, 0x20, bytes([page, 40 * page, 255 - page, 7 * page + (i // 300)]))
+    table = train.train([(frames, ("can0",))])
+    by_id = {stream.can_id: stream for stream in table.streams}
+    assert by_id[0x10].rules == (Rule(3, 4, 0, 8, 0, 0x5A),)
+    assert Field(0, 1, 48, 16) in by_id[0x10].fields
+    assert by_id[0x20].has_selector
+    assert by_id[0x10].period_us == 10_000
+
+
+def test_a_trained_table_makes_another_drive_of_the_same_car_smaller(tmp_path: Path) -> None:
+    table = train.train([drive(tmp_path, 10, 1)])
+    frames, buses = drive(tmp_path, 5, 2)
+    assert packed_size(frames, buses, table, 1) < 0.75 * packed_size(frames, buses, Table(), 1)
+
+
+# -- damage --------------------------------------------------------------------------------------------------
+
+
+def test_any_flipped_or_cut_byte_of_a_block_is_a_clean_error(tmp_path: Path) -> None:
+    frames, buses = drive(tmp_path, 0.5)
+    made = block.encode_frames(frames, buses, Table())
+    random_source = random.Random(2)
+    for _ in range(300):
+        damaged = bytearray(made)
+        damaged[random_source.randrange(len(made))] ^= 1 << random_source.randrange(8)
+        with pytest.raises(BlockCorrupt):
+            block.decode_frames(bytes(damaged), Frames(), block.Tables())
+    for size in range(0, len(made), 7):
+        into = Frames()
+        with pytest.raises(BlockCorrupt):
+            block.decode_frames(made[:size], into, block.Tables())
+        assert len(into) == 0
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_bytes_that_pass_the_checksum_decode_or_are_refused(data: st.DataObject) -> None:
+    frames = data.draw(traffic())
+    codec = data.draw(st.sampled_from([RawCodec(), TRIAL_TABLE.codec]))
+    content = bytearray(codec.encode(frames, BUSES))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))] + data.draw(st.binary(max_size=20))
+    into = Frames()
+    try:
+        codec.decode(bytes(content), into)
+    except ValueError:
+        assert len(into) == 0
+    assert len(into) <= FRAMES_MAX
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=300))
+def test_foreign_bytes_decode_or_are_refused(content: bytes) -> None:
+    into = Frames()
+    try:
+        RawCodec().decode(content, into)
+    except ValueError:
+        assert len(into) == 0
+
+
+def test_a_block_of_a_table_that_is_not_here_names_it(tmp_path: Path) -> None:
+    frames, buses = drive(tmp_path, 0.5)
+    made = block.encode_frames(frames, buses, TRIAL_TABLE)
+    with pytest.raises(TableMissing, match=TRIAL_TABLE.sha256[:16]):
+        block.decode_frames(made, Frames(), block.Tables())
+
+
+def test_a_table_is_the_same_after_it_was_stored(tmp_path: Path) -> None:
+    table = train.train([drive(tmp_path, 2)])
+    table.save(tmp_path / "a.table")
+    again = tables.load(tmp_path / "a.table")
+    assert (again.sha256, again.streams, again.contexts) == (table.sha256, table.streams, table.contexts)
+
+
+def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    TRIAL_TABLE.save(tmp_path / "a.table")
+    content = (tmp_path / "a.table").read_bytes()
+    for damaged in (b"", content[:-3], content.replace(TRIAL_TABLE.sha256[:8].encode(), b"00000000"), b"x" + content):
+        (tmp_path / "b.table").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"b\.table"):
+            tables.load(tmp_path / "b.table")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Stream("can0", 1, 0, 8),
+        Stream("can0", 1, 0, 1, 0, False, (Field(0, 0, 0, 16),)),
+        Stream("can0", 1, 0, 1, 0, False, (Field(0, 0, 60, 8),)),
+        Stream("can0", 1, 0, 2, 0, True, (Field(0, 0, 0, 16),)),
+        Stream("can0", 1, 0, 1, 0, False, (), (Rule(9, 0, 0, 8, 1, 0),)),
+        Stream("can0", 1, 0, 1, -1, False, (Field(0, 0, 0, 8),)),
+    ],
+)
+def test_a_table_that_does_not_fit_its_payloads_is_refused(stream: Stream) -> None:
+    with pytest.raises(ValueError, match="can0 1"):
+        Table((stream,))
+
+
+# -- recordings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("toyota_rav4_2017/rav4.log.gz", {(10, 1): 1.80, (1, 1): 2.0, (10, 1000): 1.22}),
+        ("subaru_2021/subaru.log.gz", {(10, 1): 1.55, (10, 1000): 0.80}),
+        ("j1939_truck_idle/truck.log.gz", {(10, 1): 1.40}),
+    ],
+)
+def test_blocks_of_a_second_half_are_small_with_the_table_of_the_first(
+    name: str, limits: dict[tuple[int, int], float]
+) -> None:
+    first, second, buses = halves(name)
+    for tick_us in {tick for _, tick in limits}:
+        table = train.train([(first, buses)], tick_us)
+        for (seconds, tick), limit in limits.items():
+            if tick == tick_us:
+                assert packed_size(second, buses, table, seconds, tick_us) <= limit
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*/*.log.gz")), ids=lambda path: path.name)
+def test_a_recording_comes_back_as_it_was(path: Path) -> None:
+    frames, buses = recording(f"{path.parent.name}/{path.name}")
+    packed_size(frames, buses, Table(), 10)
