@@ -58,13 +58,18 @@ def test_every_vector_of_a_database_has_its_raw_and_physical_values_and_labels(p
     with gzip.open(path, "rt") as file:
         header, *vectors = map(json.loads, file)
     name = header["database"]
-    messages = messages_by_id(DATA / "databases" / name)
+    messages, decoder = messages_by_id(DATA / "databases" / name)
     for vector in vectors:
         if (name, vector["m"]) in WIDE | SECOND:
             continue
         (message,) = [m for m in messages[vector["id"], bool(vector["x"])] if m.name == vector["m"]]
+        payload = bytes.fromhex(vector["d"])
+        kernel = decoder.decode(message.bus, message.id, payload, extended=message.extended, raw=True)
+        slow = extract(message, payload, message.id)
+        assert [*kernel] == [f"{message.name}.{signal}" for signal in slow], vector
+        assert all(map(same, kernel.values(), slow.values())), vector
         message = message._replace(signals=tuple(signal for signal in message.signals if not signal.of_id))
-        found = extract(message, bytes.fromhex(vector["d"]))
+        found = extract(message, payload)
         if "partial" in vector:
             found = {signal: found[signal] for signal in vector["s"]}
         assert set(found) == set(vector["s"]), vector
@@ -73,15 +78,14 @@ def test_every_vector_of_a_database_has_its_raw_and_physical_values_and_labels(p
                 assert_sample(signal, found[signal.name], vector["s"][signal.name], name in MORE_LABELS)
 
 
-def messages_by_id(path: Path) -> dict[tuple[int, bool], list[Message]]:
+def messages_by_id(path: Path) -> tuple[dict[tuple[int, bool], list[Message]], Decoder]:
     """Of a file that describes several buses, each as a bus of its own."""
     buses = set(re.findall(r'<Bus name="([^"]+)"', path.read_text(errors="replace"))) if path.suffix == ".kcd" else ()
     manifest = load_databases({bus: [path] for bus in sorted(buses)} if len(buses) > 1 else {"can0": [path]})
-    Decoder(manifest)  # the kernels take all of it
     found: dict[tuple[int, bool], list[Message]] = {}
     for message in manifest.messages:
         found.setdefault((message.id, message.extended), []).append(message)
-    return found
+    return found, Decoder(manifest)
 
 
 def assert_sample(signal: Signal, raw: int | float, wanted: list[Any], more_labels: bool) -> None:
