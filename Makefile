@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark
+.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -35,6 +35,13 @@ fleet-spark: $(READY)
 	$(BIN)/python -m pytest -q tests/test_fleet_spark.py
 
 build: $(READY)
+
+# The device SDK's pre-release, which needs paho 2, against the simulator; the project itself stays on 2.14.
+prerelease: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/prerelease \
+	  'azure-iot-device==2.15.0rc1' 'paho-mqtt>=2,<3'
+	PYTHONPATH=build/prerelease $(BIN)/python -m pytest -q \
+	  tests/test_simulator_hub.py tests/test_simulate_routes.py tests/test_simulate_service.py
 
 # Node's azure-iot-device, which a test then runs against the simulator.
 node:
