@@ -1,0 +1,535 @@
+"""Columns to the inside of a block and back: signals of messages, exact or within a bound, with their times.
+
+    head      unit of time, first time, how times are written
+    groups    message, rows, which signals, and the step of each
+    times     in bus order (who, how long after), or as lines through the times of each group
+    values    group by group, row by row
+
+A value is sent as its raw bits; with a step of k raw units (k odd) as the nearest multiple, so it is wrong by (k - 1) / 2
+at most. Lines are wrong by their tolerance at most: each row is checked when it is written.
+"""
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish
+from cy_core.codec.models cimport Models, line, mix, models_t
+from cy_core.codec.number cimport code_residual, code_value, learn_value
+from cy_core.codec.order cimport ANY, code_gap, code_who, due_t, line_up_t, take_turn
+from cy_core.codec.payload cimport code_row, history_t, start_history
+from cy_core.codec.streams cimport FIRST, HEAD
+from cy_core.columns cimport Columns, column_t, group_t
+from cy_core.plan cimport Plan, message_t, signal_t
+
+from cy_core.codec.streams import bus_key
+
+cdef enum:
+    SIGNALS = 0x100000          # keys
+    LINES = 0x110000
+    PART = 64                   # columns of a row that are coded together
+    MOST_ROWS = 1 << 20         # of a group
+    MOST_GROUPS = 0xFFFF
+    MOST_BYTES = 64 << 20       # of values and times, when read
+    SLOPE_BITS = 16             # behind the point, of a line's microseconds a row
+
+cdef extern from *:
+    """
+    #define bordnetz_signal_time_max (1LL << 54)
+    #define bordnetz_slope_max (1LL << 41)
+    """
+    const int64_t SLOPE_MAX "bordnetz_slope_max"
+    const int64_t TIME_MAX "bordnetz_signal_time_max"
+
+
+cdef struct part_t:             # a group that is written or read
+    uint32_t key
+    int32_t line                # the number of its bus
+    uint32_t rows, done
+    uint32_t group              # its number in the columns
+
+
+cdef class SignalCodec:
+    """Writes and reads blocks; trained: a table's contexts. learning: models are kept from block to block."""
+
+    cdef readonly Models models
+    cdef bint learning
+    cdef Plan plan
+    cdef uint32_t[:] message_keys
+    cdef int32_t[:] message_lines
+    cdef int64_t unit, base
+    cdef uint32_t tolerance     # 0: times are exact
+    cdef part_t* parts
+    cdef due_t* dues
+    cdef uint32_t part_count
+
+    def __init__(self, Plan plan not None, const uint8_t[::1] trained=None, *, bint learning=False):
+        import array
+
+        self.models = Models(trained)
+        self.models.forget()
+        self.learning = learning
+        self.plan = plan
+        messages = plan.manifest.messages
+        keys = {bus: bus_key(bus) for bus in plan.manifest.buses}
+        self.message_keys = array.array("I", [_message_key(keys[m.bus], m) for m in messages] or [0])
+        self.message_lines = array.array("i", [plan.manifest.buses.index(m.bus) for m in messages] or [0])
+
+    def __dealloc__(self):
+        free(self.parts)
+        free(self.dues)
+
+    def encode(
+        self, Columns columns not None, const uint8_t[::1] selection=None, const uint32_t[::1] steps=None,
+        uint32_t tick_us=1, uint32_t tolerance_us=0,
+    ):
+        """The inside of a block that holds these columns.
+
+        selection: one byte for each signal of the manifest, not 0 for those to keep. steps: for each signal, in raw
+        units: odd, 1 is exact. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
+        at most. Raises ValueError: any of these does not fit, or the columns are more than a block may hold.
+        """
+        cdef coder_t coder
+        cdef uint8_t* memory
+        cdef Py_ssize_t size
+        cdef const uint8_t* keep = &selection[0] if selection is not None and selection.shape[0] else NULL
+        cdef const uint32_t* step = &steps[0] if steps is not None and steps.shape[0] else NULL
+        if columns.plan is not self.plan or tick_us == 0:
+            raise ValueError("columns of another manifest, or a tick of 0 us")
+        if selection is not None and selection.shape[0] != self.plan.signal_count:
+            raise ValueError(f"a selection of {selection.shape[0]} for {self.plan.signal_count} signals")
+        if steps is not None and (
+            steps.shape[0] != self.plan.signal_count or any(not s & 1 or s >> 31 for s in steps)
+        ):
+            raise ValueError("steps are odd, under 2^31, and one for each signal")
+        self._choose(columns, keep)
+        memory = <uint8_t*>malloc(4096)
+        if memory == NULL:
+            raise MemoryError("no memory for a block")
+        begin_writing(&coder, memory, 4096)
+        try:
+            self._begin(columns, tick_us, tolerance_us)
+            with nogil:
+                self._code(&coder, columns, keep, step, tick_us)
+                size = finish(&coder)
+            if coder.failed:
+                raise ValueError("more than a block may hold, or times too far apart")
+            return PyBytes_FromStringAndSize(<char*>coder.start, size)
+        finally:
+            free(coder.start)
+
+    def decode(self, const uint8_t[::1] content not None, Columns into=None):
+        """The columns of a block's inside. Raises ValueError where it is none, or of another manifest."""
+        cdef coder_t coder
+        cdef Columns columns = into if into is not None else Columns(self.plan)
+        if columns.plan is not self.plan or columns.exports:
+            raise ValueError("columns of another plan, or still being looked at, cannot be used again here")
+        columns.forget()
+        begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
+        with nogil:
+            self._code(&coder, columns, NULL, NULL, 1)
+        if coder.failed or coder.at != coder.end:
+            columns.forget()
+            raise ValueError("it does not end where its signals end")
+        return columns
+
+    # -- head and groups -------------------------------------------------------------------------------------
+
+    cdef int _choose(self, Columns columns, const uint8_t* keep) except -1:
+        """Writing: the groups with a signal to keep."""
+        cdef Py_ssize_t i
+        cdef const group_t* group
+        if columns.group_count > MOST_GROUPS:
+            raise ValueError(f"{columns.group_count} groups; a block may have {MOST_GROUPS}")
+        self._reserve(columns.group_count)
+        for i in range(columns.group_count):
+            group = &columns.group_rows[i]
+            if group.count >= MOST_ROWS:
+                raise ValueError(f"a group of {group.count} rows; a block may have {MOST_ROWS - 1}")
+            if _kept(columns, group, keep):
+                self.parts[self.part_count] = part_t(
+                    key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i
+                )
+                self.part_count += 1
+        return 0
+
+    cdef int _reserve(self, uint32_t count) except -1 nogil:
+        free(self.parts)
+        free(self.dues)
+        self.part_count = 0
+        self.parts = <part_t*>calloc(count + 1, sizeof(part_t))
+        self.dues = <due_t*>calloc(count + 1, sizeof(due_t))
+        if self.parts == NULL or self.dues == NULL:
+            with gil:
+                raise MemoryError(f"no memory for {count} groups")
+        return 0
+
+    cdef int _begin(self, Columns columns, int64_t tick_us, uint32_t tolerance_us) except -1:
+        """Writing: the first time and the unit."""
+        cdef uint32_t p, i
+        cdef const int64_t* times
+        cdef int64_t unit = 0, other, rest, first = 0
+        self.tolerance = tolerance_us
+        self.base = TIME_MAX
+        for p in range(self.part_count):
+            times = <const int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
+            for i in range(self.parts[p].rows):
+                if not -TIME_MAX // 2 < times[i] < TIME_MAX // 2:
+                    raise ValueError(f"a time of {times[i]} us")
+                other = _round(times[i], tick_us)
+                if p == 0 and i == 0:
+                    first = other
+                if other < self.base:
+                    self.base = other
+                other = other - first if other >= first else first - other
+                while other:
+                    rest = unit % other
+                    unit, other = other, rest
+        self.unit = unit if 0 < unit < 1LL << 40 and not tolerance_us else 1
+        if self.part_count == 0:
+            self.base = 0
+        return 0
+
+    cdef int _code(
+        self, coder_t* coder, Columns columns, const uint8_t* keep, const uint32_t* steps, int64_t tick_us
+    ) except -1 nogil:
+        cdef models_t* models = &self.models.data
+        cdef uint32_t count, p
+        cdef uint64_t size = 0
+        if not self.learning:
+            self.models.forget()
+        self.unit = code_value(coder, models, mix(HEAD, 2), 40, self.unit)
+        self.base = code_value(coder, models, mix(HEAD, 3), 64, self.base)
+        self.tolerance = code_value(coder, models, mix(SIGNALS, 1), 32, self.tolerance)
+        count = code_value(coder, models, mix(SIGNALS, 2), 20, self.part_count)
+        if coder.reading:
+            # A group takes a bit or more of each of the numbers that begin it.
+            if count > MOST_GROUPS or count > 64 * (coder.end - coder.start) or not -TIME_MAX < self.base < TIME_MAX:
+                coder.failed = True
+                return 0
+            self._reserve(count)
+            self.part_count = count
+        for p in range(count):
+            size += self._code_group(coder, columns, &self.parts[p], keep, steps)
+            if coder.failed or size > MOST_BYTES:
+                coder.failed = True
+                return 0
+        if coder.reading:
+            for p in range(count):
+                self._allocate(columns, &columns.group_rows[p])
+        if self.tolerance:
+            for p in range(count):
+                self._code_lines(coder, &self.parts[p], <int64_t*>(
+                    columns.arena + columns.group_rows[self.parts[p].group].times
+                ))
+        else:
+            self._code_order(coder, columns, tick_us)
+        for p in range(count):
+            if coder.failed:
+                return 0
+            self._code_values(coder, columns, &self.parts[p], keep, steps)
+        return 0
+
+    cdef uint64_t _code_group(
+        self, coder_t* coder, Columns columns, part_t* part, const uint8_t* keep, const uint32_t* steps
+    ) except? 0 nogil:
+        """Message, rows, signals; returns the bytes that it takes in memory. Reading, the group is added."""
+        cdef models_t* models = &self.models.data
+        cdef group_t* group = NULL if coder.reading else &columns.group_rows[part.group]
+        cdef uint32_t message, i, column_number = 0, signal_count
+        cdef uint64_t row_bytes = 8
+        cdef column_t* column
+        cdef const signal_t* signal
+        cdef bint present
+        message = code_value(coder, models, mix(SIGNALS, 3), 16, group.message if group else 0)
+        part.rows = code_value(coder, models, mix(SIGNALS, 4), 20, part.rows)
+        if coder.reading:
+            if message >= self.plan.message_count or part.rows == 0:
+                coder.failed = True
+                return 1
+            part.group = columns.group_count
+            part.done = 0
+            part.line = self.message_lines[message]
+            group = columns.add_group()
+            group.message, group.count, group.times = message, part.rows, 0
+            group.first_column, group.column_count = columns.column_count, 0
+        part.key = self.message_keys[message]
+        signal_count = self.plan.messages[message].signal_count
+        for i in range(signal_count):
+            present = False
+            if not coder.reading:
+                while (
+                    column_number < group.column_count
+                    and columns.column_rows[group.first_column + column_number].signal < i
+                ):
+                    column_number += 1
+                present = (
+                    column_number < group.column_count
+                    and columns.column_rows[group.first_column + column_number].signal == i
+                    and (keep == NULL or keep[self.plan.messages[message].first_signal + i])
+                )
+            present = code_bit(
+                coder, line(models, mix(self.message_keys[message], SIGNALS + (i >> 4))) + (i & 15), present
+            )
+            if not present:
+                continue
+            signal = &self.plan.signals[self.plan.messages[message].first_signal + i]
+            part.key = mix(part.key, i)
+            row_bytes += signal.width
+            if coder.reading:
+                column = columns.add_columns(1)
+                column.signal, column.width, column.is_constant = i, signal.width, False
+                columns.group_rows[part.group].column_count += 1
+        return row_bytes * (part.rows + 1)
+
+    cdef int _allocate(self, Columns columns, group_t* group) except -1 nogil:
+        cdef uint32_t i
+        cdef column_t* column
+        group.times = columns.allocate(8 * <Py_ssize_t>group.count)
+        for i in range(group.column_count):
+            column = &columns.column_rows[group.first_column + i]
+            column.offset = columns.allocate(<Py_ssize_t>group.count * column.width)
+        return 0
+
+    # -- times -----------------------------------------------------------------------------------------------
+
+    cdef int _code_order(self, coder_t* coder, Columns columns, int64_t tick_us) except -1 nogil:
+        """Bus by bus: which group is next, and how long after."""
+        cdef models_t* models = &self.models.data
+        cdef line_up_t bus
+        cdef int32_t number, p, lines = 0
+        cdef int32_t who
+        cdef uint32_t left, before
+        cdef int64_t now = 0
+        cdef int64_t* times
+        cdef int32_t* queue = <int32_t*>malloc((self.part_count + 1) * sizeof(int32_t))
+        if queue == NULL:
+            with gil:
+                raise MemoryError("no memory for the order of groups")
+        for p in range(<int32_t>self.part_count):
+            self.dues[p] = due_t(
+                key=self.parts[p].key, last=0, due=0, period=0, seen=0, recent=0, follower=-1
+            )
+            lines = max(lines, self.parts[p].line + 1)
+        for number in range(lines):
+            left = 0
+            for p in range(<int32_t>self.part_count):
+                left += self.parts[p].rows if self.parts[p].line == number else 0
+            bus = line_up_t(queue=queue, count=0, last_stream=-1, last=0, key=mix(SIGNALS, number), shorts=0)
+            while left and not coder.failed:
+                left -= 1
+                who = -1 if coder.reading else self._earliest(columns, number, tick_us, &now)
+                before = self.dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key
+                p = code_who(coder, models, &bus, self.dues, who)
+                if p < 0:
+                    p = code_value(coder, models, mix(before, ANY), 16, who)
+                if p >= <int32_t>self.part_count or self.parts[p].line != number or (
+                    self.parts[p].done == self.parts[p].rows
+                ):
+                    coder.failed = True
+                    break
+                now = _sum(bus.last, code_gap(coder, models, &bus, &self.dues[p], self.dues, -1, now - bus.last))
+                if not -TIME_MAX < now < TIME_MAX:
+                    coder.failed = True
+                    break
+                if coder.reading:
+                    times = <int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
+                    times[self.parts[p].done] = <int64_t>(
+                        <uint64_t>self.base + <uint64_t>now * <uint64_t>self.unit
+                    )
+                self.parts[p].done += 1
+                take_turn(&bus, self.dues, p, now)
+        free(queue)
+        return 0
+
+    cdef int32_t _earliest(self, Columns columns, int32_t number, int64_t tick_us, int64_t* now) noexcept nogil:
+        """Writing: the group of this bus whose next row is the earliest."""
+        cdef int32_t p, best = -1
+        cdef int64_t time
+        for p in range(<int32_t>self.part_count):
+            if self.parts[p].line == number and self.parts[p].done < self.parts[p].rows:
+                time = (<const int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times))[
+                    self.parts[p].done
+                ]
+                if best < 0 or time < now[0]:
+                    best, now[0] = p, time
+        now[0] = (_round(now[0], tick_us) - self.base) // self.unit
+        return best
+
+    cdef void _code_lines(self, coder_t* coder, part_t* part, int64_t* times) noexcept nogil:
+        """Straight lines through (row, time): how many rows, where it begins, how steep it is."""
+        cdef models_t* models = &self.models.data
+        cdef uint32_t i = 0, j
+        cdef int64_t length = 0, start = self.base, slope = 0, expected = self.base, new_slope = 0
+        cdef uint32_t key = mix(part.key, LINES)
+        while i < part.rows and not coder.failed:
+            if not coder.reading:
+                start = times[i]
+                length = _longest(times + i, part.rows - i, self.tolerance, &new_slope)
+            length = _sum(1, code_residual(coder, models, mix(key, 1), 0, length - 1))
+            expected = _sum(expected, code_residual(coder, models, mix(key, 2), i == 0, start - expected))
+            if length > 1:
+                slope = _sum(slope, code_residual(coder, models, mix(key, 3), i == 0, new_slope - slope))
+            if (
+                not 1 <= length <= part.rows - i
+                or not -TIME_MAX < expected < TIME_MAX
+                or not 0 <= slope <= SLOPE_MAX
+            ):
+                coder.failed = True
+                return
+            if coder.reading:
+                for j in range(<uint32_t>length):
+                    times[i + j] = _on_line(expected, slope, j)
+            i += <uint32_t>length
+            expected = _on_line(expected, slope, length)
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    cdef int _code_values(
+        self, coder_t* coder, Columns columns, const part_t* part, const uint8_t* keep, const uint32_t* steps
+    ) except -1 nogil:
+        """PART columns at a time."""
+        cdef const group_t* group = &columns.group_rows[part.group]
+        cdef uint32_t first = self.plan.messages[group.message].first_signal, i, count = 0
+        cdef uint32_t[PART] chosen
+        for i in range(group.first_column, group.first_column + group.column_count):
+            if keep == NULL or keep[first + columns.column_rows[i].signal]:
+                chosen[count] = i
+                count += 1
+                if count == PART:
+                    self._code_part(coder, columns, part, chosen, count, steps)
+                    count = 0
+        if count:
+            self._code_part(coder, columns, part, chosen, count, steps)
+        return 0
+
+    cdef void _code_part(
+        self, coder_t* coder, Columns columns, const part_t* part, const uint32_t* chosen, uint32_t count,
+        const uint32_t* steps
+    ) noexcept nogil:
+        cdef models_t* models = &self.models.data
+        cdef const group_t* group = &columns.group_rows[part.group]
+        cdef const message_t* message = &self.plan.messages[group.message]
+        cdef const signal_t* signals[PART]
+        cdef uint8_t[PART] widths
+        cdef int64_t[PART] step
+        cdef bint[PART] constant
+        cdef history_t[PART] histories
+        cdef uint64_t[PART] values
+        cdef uint32_t key = mix(part.key, columns.column_rows[chosen[0]].signal), recent = 0xFFFFFFFF, row, i
+        cdef column_t* column
+        cdef uint64_t value
+        for i in range(count):
+            column = &columns.column_rows[chosen[i]]
+            signals[i] = &self.plan.signals[message.first_signal + column.signal]
+            widths[i] = signals[i].length
+            constant[i] = True
+            step[i] = 1
+            if steps != NULL and _can_step(signals[i]):
+                step[i] = steps[message.first_signal + column.signal]
+            if code_bit(coder, line(models, mix(SIGNALS, 5)), step[i] != 1):
+                step[i] = code_value(coder, models, mix(SIGNALS, 6), 32, step[i])
+        for row in range(part.rows):
+            if not coder.reading:
+                for i in range(count):
+                    column = &columns.column_rows[chosen[i]]
+                    values[i] = _to_coded(
+                        signals[i], step[i],
+                        columns.arena + column.offset + (0 if column.is_constant else row * <uint64_t>column.width),
+                    )
+            if row == 0:
+                for i in range(count):
+                    values[i] = code_value(coder, models, mix(key, FIRST + i), widths[i], values[i])
+                    start_history(&histories[i], values[i])
+            else:
+                code_row(coder, models, key, widths, count, histories, values, &recent, True)
+                if self.learning and row & 15 == 0:
+                    for i in range(count):
+                        learn_value(models, mix(key, FIRST + i), widths[i], values[i])
+            if coder.reading:
+                if coder.failed:
+                    return
+                for i in range(count):
+                    column = &columns.column_rows[chosen[i]]
+                    value = _from_coded(signals[i], step[i], values[i])
+                    memcpy(columns.arena + column.offset + row * <uint64_t>column.width, &value, column.width)
+
+
+cdef bint _kept(Columns columns, const group_t* group, const uint8_t* keep) noexcept nogil:
+    cdef uint32_t i, first = columns.plan.messages[group.message].first_signal
+    for i in range(group.first_column, group.first_column + group.column_count):
+        if keep == NULL or keep[first + columns.column_rows[i].signal]:
+            return True
+    return False
+
+
+cdef inline int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
+    """To the nearest multiple; up from the middle."""
+    cdef int64_t rest = time_us % tick_us
+    if rest < 0:
+        rest += tick_us
+    return time_us - rest + (tick_us if 2 * rest >= tick_us else 0)
+
+
+cdef inline int64_t _sum(int64_t a, int64_t b) noexcept nogil:
+    """Wrapping: what is read may be anything, and is checked behind."""
+    return <int64_t>(<uint64_t>a + <uint64_t>b)
+
+
+cdef inline int64_t _on_line(int64_t start, int64_t slope, int64_t row) noexcept nogil:
+    return start + ((slope * row + (1 << (SLOPE_BITS - 1))) >> SLOPE_BITS)
+
+
+cdef int64_t _longest(const int64_t* times, uint32_t count, int64_t tolerance, int64_t* slope) noexcept nogil:
+    """How many rows one line from the first time on comes within the tolerance of, and how steep it is."""
+    cdef int64_t low = 0, high = SLOPE_MAX, row, from_low, to_high
+    slope[0] = 0
+    for row in range(1, min(<int64_t>count, 1 << 20)):
+        if not 0 <= times[row] - times[0] + tolerance < 1LL << 44:
+            return row
+        # slope * row + 1/2 within the tolerance, whatever is cut off behind the point
+        from_low = ((times[row] - times[0] - tolerance) << SLOPE_BITS) // row + 1 if (
+            times[row] - times[0] > tolerance
+        ) else 0
+        to_high = ((times[row] - times[0] + tolerance) << SLOPE_BITS) // row
+        if max(low, from_low) > min(high, to_high):
+            return row
+        low, high = max(low, from_low), min(high, to_high)
+        slope[0] = low + ((high - low) >> 1)
+    return min(<int64_t>count, 1 << 20)
+
+
+cdef inline bint _can_step(const signal_t* signal) noexcept nogil:
+    """A step is for integers of up to 62 bits; anything else stays exact."""
+    return signal.length <= 62 and signal.format != 101 and signal.format != 102 and signal.format != 100  # e f d
+
+
+cdef inline uint64_t _mask(const signal_t* signal) noexcept nogil:
+    return 0xFFFFFFFFFFFFFFFFULL >> (64 - signal.length)
+
+
+cdef inline uint64_t _to_coded(const signal_t* signal, int64_t step, const uint8_t* value) noexcept nogil:
+    cdef uint64_t raw = 0
+    cdef int64_t number, rest
+    memcpy(&raw, value, signal.width)
+    if step != 1:
+        raw &= _mask(signal)
+        number = <int64_t>((raw ^ signal.sign) - signal.sign) + (step >> 1)
+        rest = number % step
+        raw = <uint64_t>((number - (rest if rest >= 0 else rest + step)) // step)
+    return raw & _mask(signal)
+
+
+cdef inline uint64_t _from_coded(const signal_t* signal, int64_t step, uint64_t coded) noexcept nogil:
+    cdef int64_t low, high, number
+    coded = (coded ^ signal.sign) - signal.sign
+    if step == 1:
+        return coded
+    low = -<int64_t>signal.sign
+    high = <int64_t>(_mask(signal) >> (signal.sign != 0))
+    number = <int64_t>(coded * <uint64_t>step)
+    return <uint64_t>(low if number < low else high if number > high else number)
+
+
+cdef uint32_t _message_key(uint32_t bus, message) except? 0:
+    return mix(mix(bus, message.id | (0x80000000 if message.extended else 0)), SIGNALS)
