@@ -59,7 +59,6 @@ def deployed(source: str, **collector: Any) -> dict[str, Any]:
     content = manifest["modulesContent"]
     module = content["$edgeAgent"]["properties.desired"]["modules"]["collector"]
     module["env"]["BORDNETZ_SOURCE"]["value"] = source
-    content["collector"]["properties.desired"]["campaigns"]["drive"]["signals"]["VIN/*"] = {}  # what "*" leaves out
     content["collector"]["properties.desired"].update(collector)
     content["uplink"]["properties.desired"].update(latency_s=0.2, retry_min_s=0.1, message_units=2)
     return manifest
@@ -111,7 +110,10 @@ async def test_modules_killed_again_and_again_lose_nothing_and_send_nothing_twic
 ) -> None:
     log, manifest = drive
     # Small blocks, so that every kill finds records on every part of the way.
-    document = deployed(f"replay:{VEHICLE_FOLDER}/{log.name}?speed=4", block_frames=400, durable_s=0.1)
+    everything = {"drive": {"signals": {"*": {}, "VIN/*": {}}}}  # "*" leaves identifiers out
+    document = deployed(
+        f"replay:{VEHICLE_FOLDER}/{log.name}?speed=4", campaigns=everything, block_frames=400, durable_s=0.1
+    )
     async with EdgeDevice(document, tmp_path / "device", modules_root=ROOT, restart_scale=0.002) as device:
         put(device, manifest, log)
         device.start_modules()
