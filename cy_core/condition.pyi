@@ -13,7 +13,12 @@ class Condition:
     true: int
     cooled: int
     def __init__(
-        self, plan: Plan, steps: Sequence[tuple[str, int, int, float]], operands: Sequence[int], cooldown_us: int = 0
+        self,
+        plan: Plan,
+        steps: Sequence[tuple[str, int, int, float]],
+        operands: Sequence[int],
+        cooldown_us: int = 0,
+        no_values: Sequence[Sequence[tuple[int, int, str]]] = (),
     ) -> None: ...
     def run(self, frames: Frames, traffic: Traffic) -> list[int]: ...
     def state(self) -> list[tuple[int, float | None, int | None, int]]: ...

@@ -14,14 +14,15 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from cy_core.frames cimport Frames
-from cy_core.plan cimport ROW_PADDING, Plan, field, message_t, signal_t
-from cy_core.structs cimport PAYLOAD_SLOT, frame_t
+from cy_core.plan cimport ROW_HEAD, ROW_PADDING, Plan, field, message_t, signal_t
+from cy_core.structs cimport ID_MASK, PAYLOAD_SLOT, frame_t
 from cy_core.traffic cimport Traffic
 from cy_core.value cimport number_of
 
 cdef enum:
     STACK = 64
-    ROW_BYTES = 80              # PAYLOAD_SLOT + ROW_PADDING
+    ROW_BYTES = 88              # ROW_HEAD + PAYLOAD_SLOT + ROW_PADDING
+    NO_VALUES_MOST = 4          # ranges, of a signal
     WINDOW_MOST = 65536         # samples of a window: the oldest goes where there are more
 
 cdef enum op_t:
@@ -59,14 +60,18 @@ cdef struct operand_t:
     double factor, offset, raw, value
     int64_t seen_us
     uint64_t count
+    double[NO_VALUES_MOST] no_low   # raw values that say there is none: they are undefined
+    double[NO_VALUES_MOST] no_high
+    int no_count
 
 
 cdef class Condition:
     """One program and its state.
 
     steps: (op, operand, span_us, number) for a stack machine; operands: places of signals in the manifest;
-    cooldown_us: for how long after a hit others are only counted. Raises ValueError: a program that does not leave
-    one value, an unknown operand.
+    cooldown_us: for how long after a hit others are only counted; no_values: of each operand, the ranges (low, high,
+    what they say) of raw values that say there is no value. Raises ValueError: a program that does not leave one
+    value, an unknown operand, over four ranges.
     """
 
     cdef readonly Plan plan
@@ -81,7 +86,7 @@ cdef class Condition:
     cdef int64_t* hits
     cdef Py_ssize_t hit_count, hit_capacity
 
-    def __cinit__(self, Plan plan not None, steps, operands, int64_t cooldown_us=0):
+    def __cinit__(self, Plan plan not None, steps, operands, int64_t cooldown_us=0, no_values=()):
         cdef Py_ssize_t i, depth = 0
         self.plan, self.operands, self.cooldown_us = plan, tuple(operands), cooldown_us
         self.clock_us = self.quiet_us = -INT64_MAX
@@ -102,7 +107,7 @@ cdef class Condition:
             raise ValueError(f"the program leaves {depth} values, not one")
         signals = list(plan.manifest.names())
         for i, place in enumerate(self.operands):
-            self._add_operand(i, place, signals[place][2])
+            self._add_operand(i, place, signals[place][2], no_values[i] if no_values else ())
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -115,7 +120,7 @@ cdef class Condition:
         free(self.cares)
         free(self.hits)
 
-    cdef int _add_operand(self, Py_ssize_t i, uint32_t place, signal) except -1:
+    cdef int _add_operand(self, Py_ssize_t i, uint32_t place, signal, no_values) except -1:
         cdef operand_t* operand = &self.operand_rows[i]
         cdef uint32_t number = 0
         while place >= self.plan.messages[number].first_signal + self.plan.messages[number].signal_count:
@@ -124,6 +129,11 @@ cdef class Condition:
         operand.format = self.plan.signals[place].format
         operand.factor, operand.offset = signal.factor, signal.offset
         operand.raw = operand.value = NAN
+        if len(no_values) > NO_VALUES_MOST:
+            raise ValueError(f"{signal.name} has {len(no_values)} ranges without a value; {NO_VALUES_MOST} can be")
+        for low, high, _ in no_values:
+            operand.no_low[operand.no_count], operand.no_high[operand.no_count] = low, high
+            operand.no_count += 1
         self.cares[number + 1] = True
         return 0
 
@@ -196,11 +206,14 @@ cdef class Condition:
 
     cdef bint _update(self, uint32_t number, const frame_t* record, const uint8_t* slots) except -1 nogil:
         """Take the operands that this frame holds; whether there was one."""
-        cdef uint8_t[ROW_BYTES] row
+        cdef uint8_t[ROW_BYTES] memory
+        cdef uint8_t* row = memory + ROW_HEAD
+        cdef uint64_t identifier = record.can_id & ID_MASK
         cdef operand_t* operand
         cdef bint found = False
         cdef Py_ssize_t i, j
-        memset(row, 0, ROW_BYTES)
+        memset(memory, 0, ROW_BYTES)
+        memcpy(memory, &identifier, ROW_HEAD)
         if record.length > 8:
             memcpy(row, slots + record.data * PAYLOAD_SLOT, PAYLOAD_SLOT)
         else:
@@ -211,6 +224,10 @@ cdef class Condition:
                 continue
             found = True
             operand.raw = number_of(field(&self.plan.signals[operand.place], row), operand.format)
+            for j in range(operand.no_count):
+                if operand.no_low[j] <= operand.raw <= operand.no_high[j]:
+                    operand.raw = NAN
+                    break
             operand.value = _finite(operand.raw * operand.factor + operand.offset)
             operand.seen_us = self.clock_us
             operand.count += 1

@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 from cy_core.condition import OPS, Condition
 from cy_core.plan import Plan
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal
+from edge.manifest import DecoderManifest, Message, Signal, no_values
 
 MOST_CHARACTERS = 4096
 MOST_STEPS = 1000
@@ -55,7 +55,9 @@ class Program(NamedTuple):
 
     def condition(self, plan: Plan, cooldown_us: int = 0) -> Condition:
         """A fresh state of it."""
-        return Condition(plan, self.steps, self.operands, cooldown_us)
+        signals = list(plan.manifest.names())
+        none = [no_values(*signals[place][1:]) for place in self.operands]
+        return Condition(plan, self.steps, self.operands, cooldown_us, none)
 
 
 class Names:
@@ -308,6 +310,8 @@ class _Compiler:
         if len(places) > 1:
             buses = sorted({self._names.signals[place][1].bus for place in places})
             self._fail(node, f"{name} is on {' and '.join(buses)}", f"say {buses[0]}.{name}")
+        if self._names.signals[places[0]][1].in_segments:
+            self._fail(node, f"{name} comes in several frames, which no condition sees", "use a message of one frame")
         return places[0]
 
     def _operand(self, node: ast.expr) -> int:

@@ -30,10 +30,13 @@ def describe(line: Line, source: Source, names: Names, refused: Mapping[str, str
     offset_us = clock.utc_offset_us
     is_live = clock.quality != Quality.RECORDED
     now_us = time.time_ns() // 1000 if is_live else line.traffic.clock_us + offset_us
-    buses = {}
+    buses: dict[str, dict[str, Any]] = {}
+    transport = line.assembler.counters()
     for number, name in enumerate(names.buses):
         frames, last_us = line.traffic.bus(number)
         buses[name] = {"frames": frames, "last_us": None if last_us is None else last_us + offset_us}
+        if number in transport:  # messages in several frames: J1939 transport protocol, fast packet, ISO-TP
+            buses[name]["transport"] = dict(zip(("assembled", "failed", "stray"), transport[number], strict=True))
     return {
         "now_us": now_us,
         "source": {"name": source.name, "problem": source.problem, "frames": source.position},

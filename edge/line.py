@@ -175,6 +175,8 @@ class Line:
         self.streams: dict[str, Stream] = {}
         self.ring_s = 0.0
         self.samples = 0  # that the last batch gave
+        self.assembler = decoder.assembler()
+        self._messages = Frames()  # that the batch's frames complete
         self._manifest = bytes.fromhex(decoder.manifest.hash)
         self._decoded = False
         self._whole, self._part, self._reduced = (Columns(decoder.plan) for _ in range(3))
@@ -207,6 +209,8 @@ class Line:
         self.samples = 0
         self.traffic.note(batch.frames)
         self.ring.append(batch.frames)
+        self._messages.clear()
+        self.assembler.assemble(batch.frames, self._messages)
         self._decoded = False
         records: list[NewRecord] = []
         for name, stream in self.streams.items():
@@ -287,11 +291,21 @@ class Line:
     def _decode(self, batch: Batch, start: int, end: int) -> Columns:
         """Frames start..end-1; the batch itself only once, for all streams."""
         if (start, end) != (self.ring.end - len(batch.frames), self.ring.end):
-            return self.decoder.decode_batch(self.ring.cut(start, end), self._part)
+            return self.decoder.decode_batch(self.ring.cut(start, end), self._part, self._assembled(start, end))
         if not self._decoded:
-            self.decoder.decode_batch(batch.frames, self._whole)
+            self.decoder.decode_batch(batch.frames, self._whole, self._messages)
             self._decoded = True
         return self._whole
+
+    def _assembled(self, start: int, end: int) -> Frames | None:
+        """The messages that frames start..end-1 complete; they may have begun as far back as the ring goes."""
+        if not self.decoder.plan.has_segments:
+            return None
+        assembler, messages = self.decoder.assembler(), Frames()
+        assembler.assemble(self.ring.cut(self.ring.first, start), messages)
+        messages.clear()
+        assembler.assemble(self.ring.cut(start, end), messages)
+        return messages
 
     @property
     def latency_s(self) -> float:

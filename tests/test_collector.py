@@ -88,6 +88,23 @@ def everything(collector: Collector, durable_s: float = 60, block_frames: int = 
     return collector
 
 
+LONG = DecoderManifest(
+    ("can0",),
+    (Message("can0", 0x18FECA00, "DM1", 11, extended=True, signals=(Signal("Last", 80, 8),), protocol="j1939"),),
+)
+
+
+def broadcast(time_us: int, last: int) -> list[tuple[int, int, int, bytes]]:
+    """The three frames of a BAM session (SAE J1939-21) with eleven bytes of DM1."""
+    announce = bytes([32, 11, 0, 2, 255, 0xCA, 0xFE, 0])
+    first, second = bytes([1, *range(7)]), bytes([2, 7, 8, 9, last, 255, 255, 255])
+    return [
+        (time_us, 0, 0x9CECFF00, announce),
+        (time_us + 50_000, 0, 0x9CEBFF00, first),
+        (time_us + 100_000, 0, 0x9CEBFF00, second),
+    ]
+
+
 @pytest.fixture
 def outbox(tmp_path: Path) -> collections.abc.Iterator[Outbox]:
     with Outbox(tmp_path / "outbox") as opened:
@@ -286,3 +303,40 @@ def test_a_replay_at_a_pace_gives_no_frame_before_its_time(tmp_path: Path) -> No
 def test_a_source_that_cannot_be_is_refused_in_one_line(address: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         open_source(address, ())
+
+
+@pytest.mark.parametrize("block_frames", [1, 2, 3, 4, 100])
+def test_a_message_in_several_frames_is_one_sample_wherever_blocks_end(outbox: Outbox, block_frames: int) -> None:
+    source = HandSource().put(*(frame for n in range(5) for frame in broadcast(n * 1_000_000, n)))
+    source.ended = True
+    collector = Collector(source, Decoder(LONG), outbox)
+    collector.select([compile_campaign("all", Campaign({"*.Last": SignalRule()}), LONG)], 60, block_frames)
+    collector.run(lambda: False)
+    found = [
+        (time_us, value)
+        for _, stored_block in stored(outbox)
+        for group in block.decode(stored_block.data, Decoder(LONG).plan).groups()
+        for _, _, values in group.columns
+        for time_us, value in zip(group.times, values.tolist() * len(group.times), strict=False)
+    ]
+    assert found == [(n * 1_000_000 + 100_000, n) for n in range(5)]
+    assert sum(stored_block.counters.unknown_frames for _, stored_block in stored(outbox)) == 0
+
+
+def test_a_window_holds_messages_that_began_before_it(outbox: Outbox) -> None:
+    both = DecoderManifest(("can0",), (MANIFEST.messages[0], *LONG.messages))
+    frames = [frame for n in range(3) for frame in broadcast(n * 1_000_000, n)]
+    source = HandSource().put(*sorted([*frames, *(motion(n) for n in (0, 1_100_001, 3_000_000))]))
+    source.ended = True
+    collector = Collector(source, Decoder(both), outbox)
+    campaign = Campaign(
+        {"*.Last": SignalRule()}, when="Motion.Speed == 51425", before_s=0.01, after_s=0.01
+    )  # 1,100,001
+    collector.select([compile_campaign("event", campaign, both)], 60, 100)
+    collector.run(lambda: False)
+    assert sum(stored_block.counters.samples for _, stored_block in stored(outbox)) == 1
+
+
+def test_a_condition_on_a_message_in_several_frames_is_refused() -> None:
+    with pytest.raises(InputError, match="comes in several frames"):
+        compile_campaign("event", Campaign({"*.Last": SignalRule()}, when="DM1.Last == 1"), LONG)

@@ -86,8 +86,8 @@ def logics(draw: Any, signals: list[str], labelled: list[tuple[str, str]], depth
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_any_condition_is_true_at_the_frames_that_the_slow_twin_says_wherever_batches_are_split(data: Any) -> None:
-    manifest = data.draw(manifests().filter(lambda made: any(message.signals for message in made.messages)))
-    full = [(f"{message.bus}.{name}", signal) for name, message, signal in manifest.names()]
+    manifest = data.draw(manifests().filter(lambda made: any(m.signals and not m.in_segments for m in made.messages)))
+    full = [(f"{m.bus}.{name}", signal) for name, m, signal in manifest.names() if not m.in_segments]
     labelled = [(name, label) for name, signal in full if not signal.is_float for label in signal.labels.values()]
     text = data.draw(logics([name for name, _ in full], labelled))
     if not any(name in text for name, _ in full):

@@ -13,9 +13,9 @@ from cy_core.decode import BatchDecoder
 from cy_core.plan import Plan
 from edge.decoder import Decoder
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, pgn_of
+from edge.manifest import DecoderManifest, Message, Signal
 from tests import strategies
-from tests.reference.extract import extract
+from tests.reference.extract import extract, message_of
 
 NAN = "NaN"
 
@@ -48,14 +48,6 @@ def expected(frames: list[strategies.Frame], manifest: DecoderManifest) -> Count
             for name, raw in extract(message, payload, can_id & 0x1FFFFFFF).items():
                 found[time_us, message.name, name, key(raw)] += 1
     return found
-
-
-def message_of(bus: int, can_id: int, manifest: DecoderManifest) -> Message | None:
-    """That of the identifier, else the first of its parameter group."""
-    own = [message for message in manifest.messages if manifest.buses.index(message.bus) == bus]
-    exact = [m for m in own if m.id | (strategies.EXTENDED if m.extended else 0) == can_id]
-    group = [m for m in own if m.is_by_pgn and can_id >> 29 == 4 and m.pgn == pgn_of(can_id & 0x1FFFFFFF)]
-    return next(iter(exact + group), None) if bus < len(manifest.buses) else None
 
 
 @given(st.data())

@@ -8,9 +8,9 @@ import ast
 import math
 from collections.abc import Sequence
 
-from edge.manifest import DecoderManifest
-from tests.reference.extract import extract
-from tests.strategies import EXTENDED, Frame
+from edge.manifest import DecoderManifest, no_values
+from tests.reference.extract import extract, message_of
+from tests.strategies import Frame
 
 
 class SlowCondition:
@@ -44,17 +44,16 @@ class SlowCondition:
             self.clock = self.start = time_us
         self.clock = max(self.clock, time_us)
         carries = False
-        for message in self.manifest.messages:
-            if self.manifest.buses.index(message.bus) != bus or can_id != (
-                message.id | (EXTENDED if message.extended else 0)
-            ):
-                continue
-            found = extract(message, payload)
+        message = message_of(bus, can_id, self.manifest)
+        if message is not None:
+            found = extract(message, payload, can_id & 0x1FFFFFFF)
             for signal in message.signals:
                 for name in (f"{message.name}.{signal.name}", f"{message.bus}.{message.name}.{signal.name}"):
                     if signal.name in found and name in self.operands:
                         carries = True
                         raw = float(found[signal.name])
+                        if any(low <= raw <= high for low, high, _ in no_values(message, signal)):
+                            raw = math.nan
                         value = finite(raw * float(signal.factor) + float(signal.offset))
                         self.raws[name], self.values[name], self.seen[name] = raw, value, self.clock
                         if value is not None:

@@ -2,7 +2,9 @@
 
 import struct
 
-from edge.manifest import Message, Signal
+from edge.manifest import DecoderManifest, Message, Signal, pgn_of
+
+EXTENDED = 1 << 31
 
 
 def extract(message: Message, payload: bytes, can_id: int = 0) -> dict[str, int | float]:
@@ -50,3 +52,11 @@ def _value(signal: Signal, payload: bytes) -> int | float:
     if signal.signed and raw >> (signal.length - 1):
         raw -= 1 << signal.length
     return raw
+
+
+def message_of(bus: int, can_id: int, manifest: DecoderManifest) -> Message | None:
+    """That of the identifier, else the first of its parameter group."""
+    own = [message for message in manifest.messages if manifest.buses.index(message.bus) == bus]
+    exact = [m for m in own if m.id | (EXTENDED if m.extended else 0) == can_id]
+    group = [m for m in own if m.is_by_pgn and can_id >> 29 == 4 and m.pgn == pgn_of(can_id & 0x1FFFFFFF)]
+    return next(iter(exact + group), None) if bus < len(manifest.buses) else None
