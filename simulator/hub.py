@@ -266,13 +266,16 @@ class Hub:
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, request_id(topic), self._twins[module].document())
+            connection.answer(200, request_id(topic), self._twin_document(module))
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
             self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
             self._take_method_answer(topic, message.payload)
         else:
             raise mqtt.Malformed(f"a PUBLISH to {topic!r}, which is no topic of {module}")
+
+    def _twin_document(self, module: str) -> dict[str, Any]:
+        return self._twins[module].document()
 
     def _take_telemetry(self, module: str, bag: Bag, message: mqtt.Publish, wire_bytes: int) -> None:
         if message.is_retained:
