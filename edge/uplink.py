@@ -11,7 +11,7 @@ for the first time, in the order of its stream; except after a record that break
 that one is passed over, and tried alone. All outbox calls run in one thread.
 
 With confirm, a hub's acknowledgement is not enough: records are held until the cloud side says in the twin what it
-has (`bordnetz fleet confirm`), and what it misses is sent again.
+has (edge/confirmation.py), and what it misses is sent again.
 """
 
 import asyncio
