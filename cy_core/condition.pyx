@@ -60,8 +60,8 @@ cdef struct operand_t:
     double factor, offset, raw, value
     int64_t seen_us
     uint64_t count
-    double[NO_VALUES_MOST] no_low   # raw values that say there is none: they are undefined
-    double[NO_VALUES_MOST] no_high
+    uint64_t[NO_VALUES_MOST] no_low     # raw values that say there is none, which is undefined: the first of a range
+    uint64_t[NO_VALUES_MOST] no_more    # and how many follow it
     int no_count
 
 
@@ -132,7 +132,8 @@ cdef class Condition:
         if len(no_values) > NO_VALUES_MOST:
             raise ValueError(f"{signal.name} has {len(no_values)} ranges without a value; {NO_VALUES_MOST} can be")
         for low, high, _ in no_values:
-            operand.no_low[operand.no_count], operand.no_high[operand.no_count] = low, high
+            operand.no_low[operand.no_count] = low & 0xFFFFFFFFFFFFFFFF
+            operand.no_more[operand.no_count] = high - low
             operand.no_count += 1
         self.cares[number + 1] = True
         return 0
@@ -208,7 +209,7 @@ cdef class Condition:
         """Take the operands that this frame holds; whether there was one."""
         cdef uint8_t[ROW_BYTES] memory
         cdef uint8_t* row = memory + ROW_HEAD
-        cdef uint64_t identifier = record.can_id & ID_MASK
+        cdef uint64_t identifier = record.can_id & ID_MASK, bits
         cdef operand_t* operand
         cdef bint found = False
         cdef Py_ssize_t i, j
@@ -223,9 +224,10 @@ cdef class Condition:
             if operand.message != number or not self._holds(&self.plan.signals[operand.place], number, row, record.length):
                 continue
             found = True
-            operand.raw = number_of(field(&self.plan.signals[operand.place], row), operand.format)
+            bits = field(&self.plan.signals[operand.place], row)
+            operand.raw = number_of(bits, operand.format)
             for j in range(operand.no_count):
-                if operand.no_low[j] <= operand.raw <= operand.no_high[j]:
+                if bits - operand.no_low[j] <= operand.no_more[j]:
                     operand.raw = NAN
                     break
             operand.value = _finite(operand.raw * operand.factor + operand.offset)

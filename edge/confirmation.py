@@ -1,4 +1,4 @@
-"""What the cloud side says it has of an outbox: written by `bordnetz fleet confirm`, read by the uplink in its twin.
+"""What the cloud side says it has of an outbox: written into the uplink's twin, read by the uplink.
 
     {"confirmed": {"<outbox id, hex>": {"until": 5230, "gaps": "17-19,4001"}}}
 

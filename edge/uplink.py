@@ -11,7 +11,7 @@ for the first time, in the order of its stream; except after a record that break
 that one is passed over, and tried alone. All outbox calls run in one thread.
 
 With confirm, a hub's acknowledgement is not enough: records are held until the cloud side says in the twin what it
-has (`bordnetz fleet confirm`), and what it misses is sent again.
+has (edge/confirmation.py), and what it misses is sent again.
 """
 
 import asyncio
@@ -161,12 +161,17 @@ class Uplink:
         """Send one message, or wait for a reason to."""
         await self._housekeeping()
         await self._cloud.wait_connected()
+        if any(task.done() for task in self._flights):
+            await self._settle(0)
         if self._failure:
             await self._start_again()
         if len(self._flights) >= self.window:
             await self._settle(None)
         elif (self._look or self._is_due()) and (message := await self._next_message()):
-            self._start(message)
+            if any(task.done() and task.exception() for task in self._flights):
+                await self._settle(0)  # it broke while we chose: what comes after must not overtake
+            else:
+                self._start(message)
         else:
             await self._settle(self._poll_seconds)
             self._look = await self._in_thread(self._outbox.changed) or self._look

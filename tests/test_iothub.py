@@ -27,25 +27,13 @@ from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.log import Formatter, RateLimit
 from edge.message import MAX_MESSAGE_BYTES, unpack
 from edge.outbox import NewRecord, Outbox
-from simulator import certificates, mqtt
-from simulator.hub import Hub
+from simulator import certificates
+from simulator.faults import FaultyHub
 from simulator.workload import Workload
 
 KEY = b"the module's key"
 ADDRESSES = itertools.count(20)
 PROPERTIES = {"$.ct": "application/x-protobuf"}
-
-
-class FaultyHub(Hub):
-    """A hub that can keep its answers to itself."""
-
-    silent: str | None = None  # topics that start so get no answer, and no PUBACK
-
-    async def _handle(self, connection: Any, module: str, packet: mqtt.Packet) -> None:
-        if packet.kind == mqtt.PUBLISH and self.silent and mqtt.publish_of(packet).topic.startswith(self.silent):
-            self.counters["kept silent"] += 1
-            return
-        await super()._handle(connection, module, packet)
 
 
 class Edge:
@@ -181,8 +169,8 @@ async def test_the_twin_is_read_on_connecting_and_again_when_it_changes(edge):
         await edge.until(lambda: twins[-1]["desired"]["a"] == {"c": 2})
 
 
-async def test_a_twin_without_a_version_is_fine(edge, monkeypatch):  # D13
-    monkeypatch.setattr(type(edge.hub.twin("uplink")), "document", lambda self: {"desired": {}, "reported": {}})
+async def test_a_twin_without_a_version_is_fine(edge):  # D13
+    edge.hub.faults.plain_twin = True
     cloud, twins = IoTHub(), []
     cloud.on_twin = twins.append
     async with connected(edge, cloud):
@@ -263,10 +251,10 @@ async def test_without_a_connection_a_send_fails_at_once(edge):
 
 async def test_a_message_that_is_not_acknowledged_in_time_fails_and_a_new_client_sends_the_next(edge):  # D5
     async with connected(edge) as cloud:
-        edge.hub.silent = "devices/"
+        edge.hub.faults.silent = "devices/"
         with pytest.raises(CloudUnreachable, match="no answer to message"):
             await send(cloud, timeout_s=0.1)
-        edge.hub.silent = None
+        edge.hub.faults.silent = None
         await cloud.wait_connected()
         await send(cloud, b"next")
     assert edge.bodies == [b"next"]
@@ -275,9 +263,9 @@ async def test_a_message_that_is_not_acknowledged_in_time_fails_and_a_new_client
 
 async def test_what_is_in_flight_when_the_connection_drops_fails_at_once(edge):
     async with connected(edge) as cloud:
-        edge.hub.silent = "devices/"
+        edge.hub.faults.silent = "devices/"
         flights = [asyncio.create_task(send(cloud, timeout_s=3600)) for _ in range(5)]
-        await edge.until(lambda: edge.hub.counters["kept silent"] == 5)
+        await edge.until(lambda: edge.hub.counters["fault: silence_count"] == 5)
         edge.drop()
         results = await asyncio.gather(*flights, return_exceptions=True)
     assert all(isinstance(result, CloudUnreachable) for result in results)
@@ -301,12 +289,12 @@ async def test_when_the_network_thread_of_the_sdk_dies_a_new_client_takes_over(e
 
 async def test_a_twin_that_is_not_answered_costs_the_client_and_not_the_module(edge, monkeypatch):  # D4
     monkeypatch.setattr(iothub, "CALL_SECONDS", 0.5)
-    edge.hub.silent = "$iothub/twin/GET"
+    edge.hub.faults.silent = "$iothub/twin/GET"
     cloud = IoTHub()
     async with running(cloud):
-        await edge.until(lambda: edge.hub.counters["kept silent"] == 2)
+        await edge.until(lambda: edge.hub.counters["fault: silence_count"] == 2)
         assert not cloud.connected
-        edge.hub.silent = None
+        edge.hub.faults.silent = None
         await cloud.wait_connected()
 
 
@@ -349,6 +337,23 @@ async def test_when_nothing_helps_for_long_the_module_ends_to_be_restarted(edge,
     with pytest.raises(CloudUnreachable, match="after 3 attempts"):
         async with asyncio.timeout(10):
             await cloud.run()
+
+
+async def test_iot_hub_directly_with_a_connection_string(edge, monkeypatch):
+    for name in EDGE_ENVIRONMENT:
+        monkeypatch.delenv(name)
+    key = base64.b64encode(KEY).decode()
+    text = f"HostName={edge.address};DeviceId=car;ModuleId=uplink;SharedAccessKey={key}"
+    monkeypatch.setenv("IOTHUB_CONNECTION_STRING", text)
+    monkeypatch.setenv("BORDNETZ_CA", str(edge.ca))
+    cloud, twins = IoTHub(direct=True), []
+    cloud.on_twin = twins.append
+    edge.hub.patch_desired("uplink", {"a": 1})
+    async with connected(edge, cloud):
+        await send(cloud)
+        await cloud.report({"b": 2})
+    assert (cloud.vehicle, edge.bodies, twins[0]["desired"]["a"]) == ("car", [b"body"], 1)
+    assert edge.hub.twin("uplink").document()["reported"]["b"] == 2
 
 
 def test_without_the_iot_edge_environment_there_is_one_clear_line(monkeypatch):

@@ -52,7 +52,7 @@ class SlowCondition:
                     if signal.name in found and name in self.operands:
                         carries = True
                         raw = float(found[signal.name])
-                        if any(low <= raw <= high for low, high, _ in no_values(message, signal)):
+                        if any(low <= found[signal.name] <= high for low, high, _ in no_values(message, signal)):
                             raw = math.nan
                         value = finite(raw * float(signal.factor) + float(signal.offset))
                         self.raws[name], self.values[name], self.seen[name] = raw, value, self.clock
