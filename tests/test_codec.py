@@ -16,6 +16,7 @@ from edge.errors import BlockCorrupt, InputError, TableMissing
 from edge.logs import open_log
 from edge.table import Field, Rule, Stream, Table
 from simulator.vehicle.drive import write_log
+from tests.golden import make as golden
 
 DATA = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EXTENDED, REMOTE, ERROR = 0x80000000, 0x40000000, 0x20000000
@@ -169,6 +170,21 @@ def test_a_trained_table_makes_another_drive_of_the_same_car_smaller(tmp_path: P
     table = train.train([drive(tmp_path, 10, 1)])
     frames, buses = drive(tmp_path, 5, 2)
     assert packed_size(frames, buses, table, 1) < 0.75 * packed_size(frames, buses, Table(), 1)
+
+
+def test_golden_blocks_of_version_2_are_still_read_and_still_made() -> None:
+    stored = (golden.FOLDER / "frames-2.block").read_bytes()
+    frames = Frames()
+    assert block.decode_frames(stored, frames) == golden.manifest().buses
+    assert frames.to_bytes() == golden.frames().to_bytes()
+    assert block.encode_frames(frames, golden.manifest().buses, Table()) == stored
+    stored = (golden.FOLDER / "signals-2.block").read_bytes()
+    columns = golden.columns()
+    again = block.decode(stored, columns.plan)
+    assert [row["times_us"] for row in golden.block_values(again)] == [
+        row["times_us"] for row in golden.block_values(columns)
+    ]
+    assert block.encode(columns) == stored
 
 
 # -- damage --------------------------------------------------------------------------------------------------
