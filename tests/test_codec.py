@@ -17,6 +17,7 @@ from edge.logs import open_log
 from edge.table import Field, Rule, Stream, Table
 from simulator.vehicle.drive import write_log
 from tests.golden import make as golden
+from tests.reference import codec_twin
 
 DATA = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EXTENDED, REMOTE, ERROR = 0x80000000, 0x40000000, 0x20000000
@@ -106,6 +107,14 @@ def test_frames_come_back_bit_for_bit(frames: Frames, table: Table | None) -> No
     again = Frames()
     assert codec.decode(codec.encode(frames, BUSES), again) == BUSES
     assert again.to_bytes() == frames.to_bytes()
+
+
+@settings(max_examples=80, deadline=None)
+@given(traffic())
+def test_the_slow_twin_reads_the_same_frames(frames: Frames) -> None:
+    twin = codec_twin.Reader(RawCodec().encode(frames, BUSES))
+    assert twin.frames() == list(frames)
+    assert [name.decode() for name in twin.names] == list(BUSES)
 
 
 @settings(max_examples=60)
