@@ -10,6 +10,8 @@ docs/formats/block.md gives every byte. Blocks of every version ever released st
 """
 
 import struct
+import threading
+from array import array
 from collections.abc import Iterable, Sequence
 
 import zstandard
@@ -30,14 +32,17 @@ SIGNALS = (2, 2)
 # A block is some ten thousand frames; nothing honest comes near this.
 CONTENT_MAX_BYTES = 64 << 20
 
+MOST_UNITS = (1 << 30) - 1
+
+_threads = threading.local()
 _compressor = zstandard.ZstdCompressor(level=3, write_content_size=False, write_checksum=False)
 
 
 class Tables:
-    """The model tables that are here, by name; the one without a name, which knows nothing, always is."""
+    """The model tables that are here, by name. A table holds scratch memory: use one in each thread."""
 
     def __init__(self, tables: Iterable[Table] = ()) -> None:
-        self._tables = {table.name: table for table in (Table(), *tables)}
+        self._tables = {table.name: table for table in tables}
 
     def __getitem__(self, name: bytes) -> Table:
         """Raises TableMissing."""
@@ -45,6 +50,15 @@ class Tables:
             return self._tables[name]
         except KeyError:
             raise TableMissing(name.hex()) from None
+
+
+def _cold() -> Table:
+    """The table that knows nothing, of this thread."""
+    try:
+        return _threads.cold  # type: ignore[no-any-return]
+    except AttributeError:
+        _threads.cold = Table()
+        return _threads.cold  # type: ignore[no-any-return]
 
 
 # -- frames --------------------------------------------------------------------------------------------------
@@ -61,7 +75,7 @@ def encode_frames(
     return _seal(FRAMES, table.name + content)
 
 
-def decode_frames(block: bytes, into: Frames, tables: Tables) -> tuple[str, ...]:
+def decode_frames(block: bytes, into: Frames, tables: Tables | None = None) -> tuple[str, ...]:
     """Append the frames of a block; the names of their buses. Raises BlockCorrupt, TableMissing."""
     if _open(block) != FRAMES:
         raise BlockCorrupt("the block holds no frames")
@@ -75,16 +89,66 @@ def decode_frames(block: bytes, into: Frames, tables: Tables) -> tuple[str, ...]
 # -- signals -------------------------------------------------------------------------------------------------
 
 
-def encode(columns: Columns, selection: bytes | bytearray | None = None) -> bytes:
-    """A block of these columns; selection has one byte for each signal of the manifest, not 0 for those to keep."""
+def encode(
+    columns: Columns,
+    selection: bytes | bytearray | None = None,
+    *,
+    table: Table | None = None,
+    max_errors: Sequence[float] | None = None,
+    tick_us: int = 1,
+    tolerance_us: int = 0,
+) -> bytes:
+    """A block of these columns; selection has one byte for each signal of the manifest, not 0 for those to keep.
+
+    table: makes small blocks smaller; who decodes needs it. max_errors: for each signal of the manifest, in its unit:
+    no value is wrong by more; 0 and floats are exact. tick_us: times are rounded to multiples. tolerance_us: not 0:
+    times are wrong by that at most. Raises ValueError: one of these does not fit.
+    """
+    known = table or _cold()
+    steps = None if max_errors is None else _steps(columns.plan, max_errors)
+    try:
+        content = known.signals(columns.plan).encode(columns, selection, steps, tick_us, tolerance_us)
+    except OverflowError:
+        return encode_columns(columns, selection)  # more than the codec takes at once
+    return _seal(SIGNALS, known.name + content)
+
+
+def encode_columns(columns: Columns, selection: bytes | bytearray | None = None) -> bytes:
+    """The same in the form of version 1, exact: differences in columns, under zstd."""
     content = lay_out(columns, selection)
     return _seal(COLUMNS, struct.pack("<I", len(content)) + _compressor.compress(content))
 
 
-def decode(block: bytes, plan: Plan, into: Columns | None = None) -> Columns:
-    """The columns in a block. Raises BlockCorrupt: cut, flipped, of another format, or of another manifest."""
-    if _open(block) != COLUMNS:
-        raise BlockCorrupt("the block holds no signals")
+def decode(block: bytes, plan: Plan, into: Columns | None = None, tables: Tables | None = None) -> Columns:
+    """The columns in a block.
+
+    Raises BlockCorrupt: cut, flipped, of another format, or of another manifest; TableMissing.
+    """
+    form = _open(block)
+    if form == COLUMNS:
+        return _decode_columns(block, plan, into)
+    if form != SIGNALS:
+        raise BlockCorrupt("the block holds frames, not signals")
+    table, content = _content(block, tables)
+    try:
+        return table.signals(plan).decode(content, into)
+    except ValueError as error:
+        raise BlockCorrupt(f"the block does not decode: {error}") from error
+
+
+def _steps(plan: Plan, max_errors: Sequence[float]) -> "array[int]":
+    """Raw units, odd: the nearest multiple of 2n + 1 is n units away at most."""
+    signals = [signal for _, _, signal in plan.manifest.names()]
+    return array(
+        "I",
+        [
+            2 * min(int(error / abs(signal.factor)), MOST_UNITS) + 1 if error > 0 and signal.factor else 1
+            for error, signal in zip(max_errors, signals, strict=True)
+        ],
+    )
+
+
+def _decode_columns(block: bytes, plan: Plan, into: Columns | None) -> Columns:
     if len(block) < HEAD.size + 4:
         raise BlockCorrupt(f"a block of {len(block)} bytes has no content")
     (size,) = struct.unpack_from("<I", block, HEAD.size)
@@ -122,8 +186,13 @@ def _open(block: bytes) -> tuple[int, int]:
     return version, coding
 
 
-def _content(block: bytes, tables: Tables) -> tuple[Table, memoryview]:
+def _content(block: bytes, tables: Tables | None) -> tuple[Table, memoryview]:
     rest = memoryview(block)[HEAD.size :]
     if len(rest) < HASH_BYTES:
         raise BlockCorrupt(f"a block of {len(block)} bytes names no model table")
-    return tables[bytes(rest[:HASH_BYTES])], rest[HASH_BYTES:]
+    name, content = bytes(rest[:HASH_BYTES]), rest[HASH_BYTES:]
+    if name == bytes(HASH_BYTES):
+        return _cold(), content
+    if tables is None:
+        raise TableMissing(name.hex())
+    return tables[name], content

@@ -15,6 +15,8 @@ import zstandard
 
 from cy_core.codec.models import LINE_BYTES
 from cy_core.codec.raw import RawCodec
+from cy_core.codec.signals import SignalCodec
+from cy_core.plan import Plan
 from edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,10 +69,17 @@ class Table:
         self.streams = streams
         self.contexts = contexts
         self.codec = RawCodec(streams, contexts)
+        self._signals: SignalCodec | None = None
         rows = json.dumps(streams, separators=(",", ":")).encode()
         self.body = struct.pack("<I", len(rows)) + rows + contexts
         self.sha256 = hashlib.sha256(self.body).hexdigest() if streams or contexts else ""
         self.name = bytes.fromhex(self.sha256)[:HASH_BYTES] or bytes(HASH_BYTES)
+
+    def signals(self, plan: Plan) -> SignalCodec:
+        """The codec for signals of this plan."""
+        if self._signals is None or self._signals.plan is not plan:
+            self._signals = SignalCodec(plan, self.contexts)
+        return self._signals
 
     def save(self, path: "Path | str") -> None:
         packed = zstandard.ZstdCompressor(level=19).compress(self.body)

@@ -16,6 +16,8 @@ from edge.errors import BlockCorrupt, InputError, TableMissing
 from edge.logs import open_log
 from edge.table import Field, Rule, Stream, Table
 from simulator.vehicle.drive import write_log
+from tests.golden import make as golden
+from tests.reference import codec_twin
 
 DATA = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EXTENDED, REMOTE, ERROR = 0x80000000, 0x40000000, 0x20000000
@@ -107,6 +109,14 @@ def test_frames_come_back_bit_for_bit(frames: Frames, table: Table | None) -> No
     assert again.to_bytes() == frames.to_bytes()
 
 
+@settings(max_examples=80, deadline=None)
+@given(traffic())
+def test_the_slow_twin_reads_the_same_frames(frames: Frames) -> None:
+    twin = codec_twin.Reader(RawCodec().encode(frames, BUSES))
+    assert twin.frames() == list(frames)
+    assert [name.decode() for name in twin.names] == list(BUSES)
+
+
 @settings(max_examples=60)
 @given(traffic(), st.integers(1, 100_000))
 def test_times_are_within_half_a_tick_and_the_rest_is_exact(frames: Frames, tick_us: int) -> None:
@@ -169,6 +179,21 @@ def test_a_trained_table_makes_another_drive_of_the_same_car_smaller(tmp_path: P
     table = train.train([drive(tmp_path, 10, 1)])
     frames, buses = drive(tmp_path, 5, 2)
     assert packed_size(frames, buses, table, 1) < 0.75 * packed_size(frames, buses, Table(), 1)
+
+
+def test_golden_blocks_of_version_2_are_still_read_and_still_made() -> None:
+    stored = (golden.FOLDER / "frames-2.block").read_bytes()
+    frames = Frames()
+    assert block.decode_frames(stored, frames) == golden.manifest().buses
+    assert frames.to_bytes() == golden.frames().to_bytes()
+    assert block.encode_frames(frames, golden.manifest().buses, Table()) == stored
+    stored = (golden.FOLDER / "signals-2.block").read_bytes()
+    columns = golden.columns()
+    again = block.decode(stored, columns.plan)
+    assert [row["times_us"] for row in golden.block_values(again)] == [
+        row["times_us"] for row in golden.block_values(columns)
+    ]
+    assert block.encode(columns) == stored
 
 
 # -- damage --------------------------------------------------------------------------------------------------

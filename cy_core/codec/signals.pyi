@@ -6,6 +6,7 @@ from cy_core.plan import Plan
 
 class SignalCodec:
     models: Models
+    plan: Plan
     def __init__(self, plan: Plan, trained: Buffer | None = None, *, learning: bool = False) -> None: ...
     def encode(
         self,

@@ -54,7 +54,7 @@ cdef class SignalCodec:
 
     cdef readonly Models models
     cdef bint learning
-    cdef Plan plan
+    cdef readonly Plan plan
     cdef uint32_t[:] message_keys
     cdef int32_t[:] message_lines
     cdef int64_t unit, base
@@ -87,7 +87,8 @@ cdef class SignalCodec:
 
         selection: one byte for each signal of the manifest, not 0 for those to keep. steps: for each signal, in raw
         units: odd, 1 is exact. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
-        at most. Raises ValueError: any of these does not fit, or the columns are more than a block may hold.
+        at most. Raises ValueError: any of these does not fit; OverflowError: more than a block may hold, or times over
+        285 years from 1970.
         """
         cdef coder_t coder
         cdef uint8_t* memory
@@ -113,7 +114,7 @@ cdef class SignalCodec:
                 self._code(&coder, columns, keep, step, tick_us)
                 size = finish(&coder)
             if coder.failed:
-                raise ValueError("more than a block may hold, or times too far apart")
+                raise OverflowError("more than a block may hold")
             return PyBytes_FromStringAndSize(<char*>coder.start, size)
         finally:
             free(coder.start)
@@ -140,12 +141,12 @@ cdef class SignalCodec:
         cdef Py_ssize_t i
         cdef const group_t* group
         if columns.group_count > MOST_GROUPS:
-            raise ValueError(f"{columns.group_count} groups; a block may have {MOST_GROUPS}")
+            raise OverflowError(f"{columns.group_count} groups; a block may have {MOST_GROUPS}")
         self._reserve(columns.group_count)
         for i in range(columns.group_count):
             group = &columns.group_rows[i]
             if group.count >= MOST_ROWS:
-                raise ValueError(f"a group of {group.count} rows; a block may have {MOST_ROWS - 1}")
+                raise OverflowError(f"a group of {group.count} rows; a block may have {MOST_ROWS - 1}")
             if _kept(columns, group, keep):
                 self.parts[self.part_count] = part_t(
                     key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i
@@ -175,7 +176,7 @@ cdef class SignalCodec:
             times = <const int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
             for i in range(self.parts[p].rows):
                 if not -TIME_MAX // 2 < times[i] < TIME_MAX // 2:
-                    raise ValueError(f"a time of {times[i]} us")
+                    raise OverflowError(f"a time of {times[i]} us")
                 other = _round(times[i], tick_us)
                 if p == 0 and i == 0:
                     first = other

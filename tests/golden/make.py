@@ -3,6 +3,8 @@
     manifest-1.manifest     a decoder manifest file                      manifest-1.json   its messages and signals
     frame-1.piece           a piece of edge/source/stream.py             frame-1.json      its frames
     block-1.block           those frames, decoded by that manifest       block-1.json      its groups, as bit patterns
+    frames-2.block          those frames by the codec, without a table   (frame-1.json)
+    signals-2.block         what block-1 holds, by the codec             (block-1.json)
     message-1.message       an envelope with that block and an eviction  message-1.json    its fields
 
 A file that was once released never changes: what was stored then must be readable for ever. A new version of a
@@ -22,6 +24,7 @@ from edge.decoder import Decoder
 from edge.manifest import FORMAT, DecoderManifest, Message, Signal, Source
 from edge.message import Block, Clock, Counters, Coverage, Envelope, Eviction, Quality, Record, pack, unpack
 from edge.source.stream import PIECE, SLOT_BYTES
+from edge.table import Table
 
 FOLDER = Path(__file__).parent
 ADDED = {"protocol", "of_id", "initial", "invalid"}
@@ -159,13 +162,15 @@ def _plain(value: Any) -> Any:
 
 def main() -> None:
     records, payloads = frames().to_bytes()
-    data = block.encode(columns())
+    data = block.encode_columns(columns())
     files = {
         "manifest-1.manifest": f"{FORMAT}{manifest().hash}\n".encode() + manifest().body + b"\n",
         "manifest-1.json": _json(manifest_values(manifest())),
         "frame-1.piece": PIECE.pack(len(frames()), len(payloads) // SLOT_BYTES) + records + payloads,
         "frame-1.json": _json(frame_values(frames())),
         "block-1.block": data,
+        "frames-2.block": block.encode_frames(frames(), manifest().buses, Table()),
+        "signals-2.block": block.encode(columns()),
         "block-1.json": _json(block_values(columns())),
         "message-1.message": message(data),
         "message-1.json": _json(message_values(unpack(message(data)))),

@@ -1,4 +1,4 @@
-"""The slow twin of cy_core/block.pyx and edge/block.py, written from docs/formats/block.md: plain int and bytes.
+"""The slow twin of cy_core/block.pyx and edge/block.py, version 1 of docs/formats/block.md: plain int and bytes.
 
 Values are bit patterns: unsigned numbers of 1, 2, 4 or 8 bytes, whatever the signal's format says of them.
 """
