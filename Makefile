@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/bordnetz demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
 
 async def _measure(load: Workload, folder: Path, fresh: bool = True) -> dict[str, dict[str, Any]]:
     state = folder / "device"
-    manifest = adapt(deployment.expand(ROOT / "deployment.template.json"), load.log)
+    manifest = adapt(deployment.expand(ROOT / "deployment.template.json"), load.log, load.manifest)
     async with EdgeDevice(manifest, state, modules_root=ROOT) as device:
         place = device.host_path(VEHICLE_FOLDER)
         # Another name is another recording: a restart begins it from its start.

@@ -90,7 +90,7 @@ async def vehicle(client: Client, context: ssl.SSLContext, messages: int, gap_s:
 
 
 async def _start(load: Workload, folder: Path) -> float:
-    manifest = adapt(deployment.expand(ROOT / "deployment.template.json"), load.log)
+    manifest = adapt(deployment.expand(ROOT / "deployment.template.json"), load.log, load.manifest)
     started = time.monotonic()
     async with EdgeDevice(manifest, folder, modules_root=ROOT) as device, asyncio.timeout(60):
         shutil.copyfile(load.log, device.host_path(VEHICLE_FOLDER) / load.log.name)

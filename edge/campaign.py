@@ -174,7 +174,7 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
         if not matches:
             raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(dotted))
         _check_rule(f"{place}: signals.{glob}", campaign.signals[glob])
-        named = [number for number in matches if PRIVATE.search(dotted) or not _is_private(names, number)]
+        named = [number for number in matches if is_private(dotted) or not is_private(names.signals[number][0])]
         if not named:
             first = names.signals[matches[0]][0]
             raise InputError(
@@ -190,8 +190,9 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
     return rules
 
 
-def _is_private(names: Names, number: int) -> bool:
-    return PRIVATE.search(names.signals[number][0]) is not None
+def is_private(name: str) -> bool:
+    """Whether `Message.Signal`, or a glob over it, names an identifier of the vehicle."""
+    return PRIVATE.search(name) is not None
 
 
 def _check_rule(place: str, rule: SignalRule) -> None:

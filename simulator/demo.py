@@ -3,8 +3,8 @@
     drive or LOG ─► collector ─► outbox ─► uplink ─► hub ─► messages ─► table
                     └ processes, started from the expanded template ┘
 
-What differs from a vehicle is said in one place, adapt(): the source is a replay, and a message does not wait to
-be filled.
+What differs from a vehicle is said in one place, adapt(): the source is a replay, all signals are collected, and a
+message does not wait to be filled.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from edge import manifest as manifests
+from edge.campaign import is_private
 from edge.errors import EdgeError, InputError
 from edge.manifest import DecoderManifest
 from fleet.audit import Audit
@@ -97,7 +98,7 @@ def run(
     expanded = deployment.expand(template or ROOT / "deployment.template.json")
     _empty(out)
     recording, meaning = (log, manifests.load(manifest)) if log and manifest else _drive(out, seconds, seed, say)
-    return asyncio.run(_run(adapt(expanded, recording), recording, meaning, out, say))
+    return asyncio.run(_run(adapt(expanded, recording, meaning), recording, meaning, out, say))
 
 
 def _drive(out: Path, seconds: float, seed: int, say: Say) -> tuple[Path, DecoderManifest]:
@@ -121,13 +122,20 @@ def _empty(out: Path) -> None:
     marker.touch()
 
 
-def adapt(manifest: dict[str, Any], recording: Path) -> dict[str, Any]:
+def adapt(manifest: dict[str, Any], recording: Path, meaning: DecoderManifest) -> dict[str, Any]:
     content = deployment.modules_content(manifest, Path("manifest"))
     collector = content["$edgeAgent"]["properties.desired"]["modules"]["collector"]
     collector["env"]["BORDNETZ_SOURCE"]["value"] = f"replay:{VEHICLE_FOLDER}/{recording.name}"
     collector["env"]["BORDNETZ_MANIFEST"]["value"] = f"{VEHICLE_FOLDER}/vehicle.manifest"
+    content["collector"]["properties.desired"]["campaigns"] = {"drive": everything(meaning)}
     content["uplink"]["properties.desired"]["latency_s"] = 1
     return manifest
+
+
+def everything(meaning: DecoderManifest) -> dict[str, Any]:
+    """A campaign of all signals, in the form of a twin; identifiers of the vehicle too, which have to be named."""
+    private: dict[str, Any] = {name.replace(".", "/"): {} for name, _, _ in meaning.names() if is_private(name)}
+    return {"signals": {"*": {}, **private}, "priority": 5}
 
 
 async def _run(manifest: dict[str, Any], recording: Path, meaning: DecoderManifest, out: Path, say: Say) -> Summary:

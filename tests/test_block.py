@@ -48,7 +48,7 @@ def as_read(found: list[twin.Group]) -> list[twin.Group]:
 def test_the_twin_reads_what_the_kernel_writes_and_the_kernel_what_the_twin_writes(data: st.DataObject) -> None:
     manifest = data.draw(strategies.manifests())
     columns = Decoder(manifest).decode_batch(strategies.batch(data.draw(strategies.traffic(manifest))))
-    written = block.encode(columns)
+    written = block.encode_columns(columns)
     seen = twin.read(twin.unseal(written), manifest)
     assert as_read(seen) == [group for group in groups(columns) if group.columns]
     plan = Plan(manifest)
@@ -68,7 +68,7 @@ def test_only_what_is_selected_is_in_the_block(data: st.DataObject) -> None:
         group._replace(columns=[column for column in group.columns if keep[first[group.message] + column.signal]])
         for group in groups(columns)
     ]
-    found = groups(block.decode(block.encode(columns, keep), Plan(manifest)))
+    found = groups(block.decode(block.encode_columns(columns, keep), Plan(manifest)))
     assert found == [group for group in expected if group.columns]
 
 

@@ -30,7 +30,7 @@ from fleet.audit import Audit
 from fleet.decode import decode
 from fleet.log import decode_log
 from simulator import deployment
-from simulator.demo import ROOT, VEHICLE_FOLDER
+from simulator.demo import ROOT, VEHICLE_FOLDER, everything
 from simulator.device import EdgeDevice
 from simulator.hub import NoAnswer
 from simulator.vehicle import databases
@@ -110,10 +110,8 @@ async def test_modules_killed_again_and_again_lose_nothing_and_send_nothing_twic
 ) -> None:
     log, manifest = drive
     # Small blocks, so that every kill finds records on every part of the way.
-    everything = {"drive": {"signals": {"*": {}, "VIN/*": {}}}}  # "*" leaves identifiers out
-    document = deployed(
-        f"replay:{VEHICLE_FOLDER}/{log.name}?speed=4", campaigns=everything, block_frames=400, durable_s=0.1
-    )
+    source, campaigns = f"replay:{VEHICLE_FOLDER}/{log.name}?speed=4", {"drive": everything(manifest)}
+    document = deployed(source, campaigns=campaigns, block_frames=400, durable_s=0.1)
     async with EdgeDevice(document, tmp_path / "device", modules_root=ROOT, restart_scale=0.002) as device:
         put(device, manifest, log)
         device.start_modules()
@@ -246,9 +244,8 @@ async def test_a_real_recording_through_the_line_equals_the_reference_decode_and
     rav4: DecoderManifest, tmp_path: Path
 ) -> None:
     log = RAV4 / "rav4.log.gz"
-    async with EdgeDevice(
-        deployed(f"replay:{VEHICLE_FOLDER}/{log.name}"), tmp_path / "device", modules_root=ROOT
-    ) as device:
+    document = deployed(f"replay:{VEHICLE_FOLDER}/{log.name}", campaigns={"drive": everything(rav4)})
+    async with EdgeDevice(document, tmp_path / "device", modules_root=ROOT) as device:
         put(device, rav4, log)
         device.start_modules()
         collector = await until_sent(device)

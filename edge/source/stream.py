@@ -8,6 +8,7 @@ one system call where datagrams cost one a frame. docs/formats/frame.md has the 
 """
 
 import logging
+import os
 import select
 import socket
 import struct
@@ -82,7 +83,7 @@ class Stream:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(5.0)
         try:
-            connection.connect(self._path)
+            _connect(connection, self._path)
         except OSError as error:
             connection.close()
             self._disconnect(str(error))
@@ -159,3 +160,13 @@ class Stream:
         if reason != self.problem:
             log.warning("%s: %s; trying again", self.name, reason)
             self.problem = reason
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    """By way of the folder's descriptor: an address has 107 bytes at most, and bind mounts may lie deep."""
+    folder, name = os.path.split(os.path.abspath(path))
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        connection.connect(f"/proc/self/fd/{descriptor}/{name}")
+    finally:
+        os.close(descriptor)
