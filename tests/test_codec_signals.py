@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cy_core.columns import Columns
 from cy_core.frames import Frames
+from cy_core.plan import Plan
 from edge import block
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt
@@ -47,7 +48,7 @@ def test_columns_come_back_exactly(data: st.DataObject) -> None:
         frames.append(time_us, bus, can_id, payload, flags=flags)
     decoder = Decoder(manifest)
     columns = decoder.decode_batch(frames)
-    again = block.decode(block.encode(columns), decoder.plan)
+    again = block.decode(block.encode(columns), Plan(decoder.manifest))
     by_time = [(message, sorted(times), values) for message, times, values in rows(columns)]
     assert rows(again) == [row for row in by_time if row[2]]
 
@@ -76,7 +77,10 @@ def test_no_value_and_no_time_is_further_off_than_allowed(
     decoder, columns = drive(seed, jitter_us)
     tick_us, tolerance_us = time
     made = block.encode(columns, max_errors=[error_a, error_b], tick_us=tick_us, tolerance_us=tolerance_us)
-    [(_, times, values)], [(_, true_times, true_values)] = rows(block.decode(made, decoder.plan)), rows(columns)
+    [(_, times, values)], [(_, true_times, true_values)] = (
+        rows(block.decode(made, Plan(decoder.manifest))),
+        rows(columns),
+    )
     allowed_us = tolerance_us or tick_us / 2
     assert all(abs(a - b) <= allowed_us for a, b in zip(times, true_times, strict=True))
     for (_, got), (_, true), factor, error, signed in zip(
@@ -96,14 +100,14 @@ def test_a_bound_makes_blocks_smaller() -> None:
 
 def test_only_what_is_selected_is_in_the_block() -> None:
     decoder, columns = drive(1, 0)
-    [(_, _, values)] = rows(block.decode(block.encode(columns, bytes([0, 1])), decoder.plan))
+    [(_, _, values)] = rows(block.decode(block.encode(columns, bytes([0, 1])), Plan(decoder.manifest)))
     assert [signal for signal, _ in values] == [1]
-    assert rows(block.decode(block.encode(columns, bytes(2)), decoder.plan)) == []
+    assert rows(block.decode(block.encode(columns, bytes(2)), Plan(decoder.manifest))) == []
 
 
 def test_a_block_of_version_1_is_still_read() -> None:
     decoder, columns = drive(3, 300)
-    assert rows(block.decode(block.encode_columns(columns), decoder.plan)) == rows(columns)
+    assert rows(block.decode(block.encode_columns(columns), Plan(decoder.manifest))) == rows(columns)
 
 
 @settings(max_examples=150, deadline=None)
@@ -116,7 +120,7 @@ def test_damage_behind_the_checksum_is_refused_or_decodes(data: st.DataObject) -
         content[data.draw(st.integers(8, len(content) - 1))] = data.draw(st.integers(0, 255))
     damaged: Any = block._seal(block.SIGNALS, bytes(content[: data.draw(st.integers(8, len(content)))]))
     try:
-        block.decode(damaged, decoder.plan)
+        block.decode(damaged, Plan(decoder.manifest))
     except BlockCorrupt:
         return
 
@@ -128,4 +132,4 @@ def test_frames_are_no_signals() -> None:
     frames = Frames()
     frames.append(0, 0, 1, b"")
     with pytest.raises(BlockCorrupt, match="frames"):
-        block.decode(block.encode_frames(frames, ("can0",), block._cold()), decoder.plan)
+        block.decode(block.encode_frames(frames, ("can0",), block._cold()), Plan(decoder.manifest))

@@ -254,8 +254,9 @@ cdef class RawCodec(Streams):
         cdef int32_t i, line_number = 0
         cdef pending_t* next
         cdef const stream_t* stream
-        for i in range(self.line_count):
+        for i in range(self.line_count):  # all of them first: what one line may be depends on when the others come
             self.pending[i].time = FINISHED
+        for i in range(self.line_count):
             if self.to_come[i]:
                 self._code_frame(coder, i, False)
         for i in range(count):
