@@ -1,8 +1,8 @@
 """The collector module: frames from the buses, as the campaigns of its twin select them, into the outbox.
 
 Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_OUTBOX (directory shared
-with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), RuntimeLogLevel, and what IoT
-Edge sets. Twin: edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot, flush,
+with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), BORDNETZ_CLOUD and what it needs
+(edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot, flush,
 setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for `bordnetz doctor`.
 """
 
@@ -20,7 +20,7 @@ import msgspec
 from edge import doctor, module
 from edge import manifest as manifests
 from edge.campaign import SNAPSHOT, Campaign, Selection, SignalRule, compile_campaign, compile_campaigns
-from edge.cloud.iothub import IoTHub
+from edge.cloud.choose import choose_cloud
 from edge.collector import Collector, CollectorSettings
 from edge.condition import Names
 from edge.decoder import Decoder
@@ -77,7 +77,7 @@ class Module:
         self.twin = Twin(CollectorSettings, folder / "settings-collector.json", self._check, self._change)
         ring_bytes = self.twin.settings.ring_bytes
         self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first, ring_bytes)
-        self.hub = IoTHub()
+        self.hub = choose_cloud("collector")
         self.hub.on_twin = self.twin.update
         self.hub.on_method = self._answer
         self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
