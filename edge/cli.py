@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from edge.errors import EdgeError, InputError
+from edge.progress import Progress
 
 FINDING, BAD_USE, INTERRUPTED = 1, 2, 130
 
@@ -302,27 +303,6 @@ def check(
             click.echo(f"{', '.join(map(str, files))}: nothing to complain about")
     if findings:
         sys.exit(FINDING)
-
-
-class Progress:
-    """A bar on a terminal, nothing elsewhere. to(n) says how much of the total is done."""
-
-    def __init__(self, label: str, total: float) -> None:
-        self._bar = click.progressbar(length=1000, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
-        self._total = total
-        self._done = 0
-
-    def __enter__(self) -> "Progress":
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def to(self, done: float) -> None:
-        part = min(1000, int(1000 * done / self._total))
-        self._bar.update(part - self._done)
-        self._done = part
 
 
 def _report(out: Path, text: str, problems: list[str]) -> None:

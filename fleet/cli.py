@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from edge.progress import Progress
+
 FINDING = 1
 PATH = click.Path(path_type=Path)
 
@@ -28,7 +30,6 @@ def decode(folders: tuple[Path, ...], out: Path, manifests: Path | None, jobs: i
 
     Exit status 1 if something is missing, or could not be read: the audit says what.
     """
-    from edge.cli import Progress
     from fleet.decode import decode as add
 
     with Progress("decoding", 1.0) as progress:
@@ -64,7 +65,6 @@ def _show(found: Any, as_json: bool) -> None:
 @click.option("--seed", type=int, default=1, show_default=True)
 def generate(out: Path, vehicles: int, hours: float, seed: int) -> None:
     """Messages of a made-up fleet, with outages, repeats, evictions and late clocks, and the truth beside them."""
-    from edge.cli import Progress
     from fleet.generate import write
 
     with Progress("driving", 1.0) as progress:
@@ -107,7 +107,6 @@ def plot(table: Path, out: Path, vehicle: str, signals: tuple[str, ...], start: 
 @click.option("--connection-string", envvar="AZURE_STORAGE_CONNECTION_STRING", default="", help="Of the account.")
 def fetch(container: str, out: Path, prefix: str, connection_string: str) -> None:
     """Bring what is new in a blob CONTAINER (its name, or its URL with a SAS token) to a folder."""
-    from edge.cli import Progress
     from fleet import blobs
 
     with Progress("fetching", 1.0) as progress:

@@ -2,8 +2,9 @@
 
 Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_OUTBOX (directory shared
 with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), BORDNETZ_CLOUD and what it needs
-(edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot, flush,
-setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for `bordnetz doctor`.
+(edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods:
+getStatus, getCampaigns, snapshot, flush, setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for
+`bordnetz doctor`.
 """
 
 import asyncio
