@@ -3,7 +3,7 @@
 A line is made when its context first occurs in a block: even, or as the trained table has it. So each block decodes
 alone, and a block costs no more than the contexts that occur in it. Over LINES_MAX contexts share one line.
 """
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from cy_core.codec.coder cimport EVEN, probability_t
@@ -16,7 +16,8 @@ cdef enum:
 
 cdef struct models_t:
     uint32_t* keys              # open addressing; 0 is free
-    probability_t* lines
+    uint16_t* numbers           # of the line with that key: lines lie in the order of their making, so that a small
+    probability_t* lines        # block touches little memory; the last one is shared
     uint32_t count
     uint32_t* trained_keys
     const probability_t* trained_lines
@@ -38,20 +39,20 @@ cdef inline probability_t* line(models_t* models, uint32_t key) noexcept nogil:
         if models.keys[place] == 0:
             return _new_line(models, place, key)
         place = (place + 1) & (PLACES - 1)
-    return models.lines + place * LINE
+    return models.lines + models.numbers[place] * LINE
 
 
 cdef inline probability_t* _new_line(models_t* models, uint32_t place, uint32_t key) noexcept nogil:
-    cdef probability_t* fresh = models.lines + place * LINE
+    cdef probability_t* fresh = models.lines + min(models.count, <uint32_t>LINES_MAX) * LINE
     cdef uint32_t trained = key & models.trained_mask
     cdef int i
     if models.count >= LINES_MAX:
-        fresh = models.lines + PLACES * LINE
         if models.count > LINES_MAX:
             return fresh
         models.count += 1
         key = 0
     if key:
+        models.numbers[place] = <uint16_t>models.count
         models.count += 1
         models.keys[place] = key
         while models.trained_keys[trained]:
