@@ -14,9 +14,6 @@ import threading
 from array import array
 from collections.abc import Iterable, Sequence
 
-import zstandard
-
-from cy_core.block import lay_out, read
 from cy_core.columns import Columns
 from cy_core.crc32c import crc32c
 from cy_core.frames import Frames
@@ -35,7 +32,6 @@ CONTENT_MAX_BYTES = 64 << 20
 MOST_UNITS = (1 << 30) - 1
 
 _threads = threading.local()
-_compressor = zstandard.ZstdCompressor(level=3, write_content_size=False, write_checksum=False)
 
 
 class Tables:
@@ -115,8 +111,13 @@ def encode(
 
 def encode_columns(columns: Columns, selection: bytes | bytearray | None = None) -> bytes:
     """The same in the form of version 1, exact: differences in columns, under zstd."""
+    import zstandard  # here, as in _decode_columns: a vehicle hardly ever needs it, and it takes memory
+
+    from cy_core.block import lay_out
+
     content = lay_out(columns, selection)
-    return _seal(COLUMNS, struct.pack("<I", len(content)) + _compressor.compress(content))
+    compressor = zstandard.ZstdCompressor(level=3, write_content_size=False, write_checksum=False)
+    return _seal(COLUMNS, struct.pack("<I", len(content)) + compressor.compress(content))
 
 
 def decode(block: bytes, plan: Plan, into: Columns | None = None, tables: Tables | None = None) -> Columns:
@@ -149,6 +150,10 @@ def _steps(plan: Plan, max_errors: Sequence[float]) -> "array[int]":
 
 
 def _decode_columns(block: bytes, plan: Plan, into: Columns | None) -> Columns:
+    import zstandard
+
+    from cy_core.block import read
+
     if len(block) < HEAD.size + 4:
         raise BlockCorrupt(f"a block of {len(block)} bytes has no content")
     (size,) = struct.unpack_from("<I", block, HEAD.size)

@@ -42,7 +42,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     campaigns: dict[str, Campaign] = {}
     durable_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
-    block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 8192
+    block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 4096
     ring_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     ring_bytes: Annotated[int, msgspec.Meta(ge=65536, le=1 << 30)] = 16 << 20
 
@@ -86,7 +86,7 @@ class Collector:
         self._on_first = on_first
         self._outbox = outbox
         self._durable_s = 1.0
-        self._block_frames = 8192
+        self._block_frames = 4096
         self._frames = Frames()
         self._since = self._cursor_stored = 0.0
         self._places = self._resume()

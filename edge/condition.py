@@ -8,9 +8,8 @@ by itself is no condition. docs/campaigns.md has the language.
 """
 
 import ast
-import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, NoReturn
 
 from cy_core.condition import OPS, Condition
@@ -77,7 +76,7 @@ class Names:
     def closest(self, name: str) -> str:
         """The way out for a name that is not there."""
         folded = {known.lower(): known for known in self._places}
-        close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+        close = _close(name.lower(), folded, n=1, cutoff=0.5)
         return f"did you mean {folded[close[0]]}?" if close else "`bordnetz signals` lists what there is"
 
 
@@ -172,7 +171,7 @@ class _Compiler:
         name, _, signal = self._names.signals[self.operands[operand]]
         raws = [raw for raw, label in signal.labels.items() if label == right.value]
         if not raws:
-            close = difflib.get_close_matches(str(right.value), signal.labels.values(), n=1, cutoff=0.4)
+            close = _close(str(right.value), signal.labels.values(), n=1, cutoff=0.4)
             known = ", ".join(repr(label) for label in list(signal.labels.values())[:8])
             self._fail(
                 right,
@@ -239,7 +238,7 @@ class _Compiler:
     def _call(self, node: ast.Call) -> None:
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
         if name not in USAGE:
-            close = difflib.get_close_matches(name, USAGE, n=1)
+            close = _close(name, USAGE, n=1)
             there = f"did you mean {close[0]}?" if close else f"there are {', '.join(USAGE)}"
             self._fail(node, f"there is no function {name}", there)
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
@@ -372,3 +371,9 @@ def _constant(node: ast.expr) -> float | None:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _close(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    import difflib  # here: a vehicle needs it only where something is wrong
+
+    return difflib.get_close_matches(word, list(known), n, cutoff)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import can
 
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 64 * 1024
 SKIPPED_AT_ONCE = 16384
 TEXT = tuple(form + packed for form in (".log", ".csv", ".txt") for packed in ("", ".gz", ".zst"))
 PYTHON_CAN = (".asc", ".blf", ".trc", ".mf4")

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # <malloc.h>
-LARGE_BYTES = 128 * 1024
+LARGE_BYTES = 32 * 1024
 
 
 def seconds_since_start() -> float:

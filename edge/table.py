@@ -9,18 +9,18 @@ It makes small blocks small. docs/formats/table.md gives every byte; `bordnetz t
 import hashlib
 import json
 import struct
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import zstandard
-
 from cy_core.codec.models import LINE_BYTES
-from cy_core.codec.raw import RawCodec
 from cy_core.codec.signals import SignalCodec
 from cy_core.plan import Plan
 from edge.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cy_core.codec.raw import RawCodec
 
 FORMAT = "bordnetz-table 1 sha256:"
 BODY_MAX_BYTES = 32 << 20
@@ -68,12 +68,20 @@ class Table:
             _check_cover(stream)
         self.streams = streams
         self.contexts = contexts
-        self.codec = RawCodec(streams, contexts)
+        if streams or contexts:
+            self.codec  # noqa: B018 (checks them)
         self._signals: SignalCodec | None = None
         rows = json.dumps(streams, separators=(",", ":")).encode()
         self.body = struct.pack("<I", len(rows)) + rows + contexts
         self.sha256 = hashlib.sha256(self.body).hexdigest() if streams or contexts else ""
         self.name = bytes.fromhex(self.sha256)[:HASH_BYTES] or bytes(HASH_BYTES)
+
+    @cached_property
+    def codec(self) -> "RawCodec":
+        """The codec for frames; made when it is needed, because a collector of signals never does."""
+        from cy_core.codec.raw import RawCodec
+
+        return RawCodec(self.streams, self.contexts)
 
     def signals(self, plan: Plan) -> SignalCodec:
         """The codec for signals of this plan."""
@@ -82,6 +90,8 @@ class Table:
         return self._signals
 
     def save(self, path: "Path | str") -> None:
+        import zstandard
+
         packed = zstandard.ZstdCompressor(level=19).compress(self.body)
         with open(path, "wb") as file:
             file.write(FORMAT.encode() + self.sha256.encode() + b"\n" + packed)
@@ -93,6 +103,8 @@ class Table:
 
 def load(path: "Path | str") -> Table:
     """Read and verify a table file. Raises InputError: no such file, not a table, damaged."""
+    import zstandard
+
     try:
         with open(path, "rb") as file:
             content = file.read(2 * BODY_MAX_BYTES)

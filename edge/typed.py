@@ -1,6 +1,5 @@
 """Typed documents: what msgspec says of a bad one, with the closest right name added."""
 
-import difflib
 import re
 from typing import Any, get_args
 
@@ -16,6 +15,8 @@ def explain(error: Exception, kind: Any) -> str:
     if unknown is None:
         return text
     known = sorted(_fields(kind, set()))
+    import difflib  # only where something is wrong
+
     close = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.5)
     return f"{text}; did you mean {close[0]}?" if close else f"{text}; there are {', '.join(known)}"
 
