@@ -13,15 +13,15 @@ where the path is `field` or `field/entry` (twins do not allow dots in names).
 import asyncio
 import hashlib
 import logging
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
 from edge.cloud import Cloud
+from edge.durable import write_durably
 from edge.errors import CloudError, EdgeError, MessageRejected
 from edge.typed import explain
 
@@ -196,18 +196,22 @@ def _load(path: Path) -> Kept:
 
 
 def _save(path: Path, kept: Kept) -> None:
-    """Replace the file in one step. A full disk costs the copy, not the settings."""
-    draft = path.with_suffix(".draft")
+    """A full disk costs the copy, not the settings."""
     try:
-        with draft.open("wb") as file:
-            file.write(msgspec.json.encode(kept))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_durably(path, [msgspec.json.encode(kept)])
     except OSError as error:
         log.warning("%s: settings not kept: %s", path, error)
+
+
+def merge_patch(section: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """A new section with a JSON merge patch (RFC 7396) in it: null deletes."""
+    merged = dict(section)
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            old = merged.get(name)
+            merged[name] = merge_patch(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[name] = value
+    return merged

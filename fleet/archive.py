@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from cy_core.crc32c import crc32c
+from edge.durable import write_durably
 from edge.errors import BlockCorrupt, InputError
 from edge.message import Block, Clock, Counters, Coverage, Eviction, Quality, Record
 from fleet.messages import MOST_NAME_BYTES, Received
@@ -241,22 +242,6 @@ def _write(folder: Path, number: int, draft: _Draft) -> None:
     size = sum(map(len, draft.bodies))
     footer = FOOTER.pack(size, len(index), crc32c(index), 0, MAGIC)
     write_durably(_path(folder, number), [*draft.bodies, index, footer])
-
-
-def write_durably(path: Path, parts: Iterable[bytes]) -> None:
-    """The file is there as a whole, or not at all; it is durable when this returns. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read_index(path: Path) -> Index:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from edge.durable import write_durably
 from edge.errors import CloudUnreachable, InputError
-from fleet.archive import write_durably
 
 VERSIONS = ".versions"  # below the folder: for each file, the version (ETag) of the blob that it is a copy of
 

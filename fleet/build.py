@@ -21,10 +21,11 @@ import pyarrow as pa
 from cy_core.columns import Columns
 from edge import block as blocks
 from edge.decoder import Decoder
+from edge.durable import write_durably
 from edge.errors import BlockCorrupt
 from edge.manifest import DecoderManifest
 from edge.message import Clock
-from fleet.archive import Archive, Stored, count_segments, write_durably
+from fleet.archive import Archive, Stored, count_segments
 from fleet.clock import Clocks, bounds_us
 from fleet.sort import Sorter
 from fleet.table import ORDER, ParquetFile, TableMaker, signal_facts

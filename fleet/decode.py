@@ -21,10 +21,11 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from edge import manifest as manifest_files
+from edge.durable import write_durably
 from edge.errors import InputError
 from edge.manifest import DecoderManifest
 from fleet import messages, report
-from fleet.archive import Archive, write_durably
+from fleet.archive import Archive
 from fleet.audit import Audit
 from fleet.build import Lines, build, needs_build
 from fleet.messages import Other, Received, Unreadable

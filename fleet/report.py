@@ -11,9 +11,10 @@ from urllib.parse import unquote
 
 import msgspec
 
+from edge.durable import write_durably
 from edge.errors import InputError
 from edge.message import Counters, Quality
-from fleet.archive import Archive, Stored, write_durably
+from fleet.archive import Archive, Stored
 from fleet.audit import Audit, OutboxAudit, SequenceBook, StreamAudit, Trail
 from fleet.build import Problem, Span, load_outcomes
 from fleet.clock import trusted

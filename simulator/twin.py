@@ -8,6 +8,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+from edge.twin import merge_patch
+
 SECTION_BYTES = 32 * 1024
 TAGS_BYTES = 8 * 1024
 VALUE_BYTES = 4 * 1024
@@ -111,22 +113,8 @@ def _patched(section: dict[str, Any], patch: Any, most_bytes: int = SECTION_BYTE
         raise Rejected("a patch is a JSON object")
     patch = {name: value for name, value in patch.items() if name not in ("$version", "$metadata")}
     _check_level(patch, 1, "")  # before anything recurses into it
-    merged = merge(section, patch)
+    merged = merge_patch(section, patch)
     _check_size(merged, most_bytes)
-    return merged
-
-
-def merge(section: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """A new section: section with patch merged in."""
-    merged = dict(section)
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        elif isinstance(value, dict):
-            old = merged.get(name)
-            merged[name] = merge(old if isinstance(old, dict) else {}, value)
-        else:
-            merged[name] = value
     return merged
 
 

@@ -15,11 +15,12 @@ import msgspec
 import pytest
 
 from edge.cloud.choose import choose_cloud
-from edge.cloud.mqtt import Mqtt, merge
+from edge.cloud.mqtt import Mqtt
 from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES, unpack
 from edge.outbox import NewRecord, Outbox
+from edge.twin import merge_patch
 from edge.uplink import Uplink, UplinkSettings
 from fleet.ranges import Ranges
 from tests.mosquitto import Authority, Broker
@@ -256,7 +257,7 @@ def test_a_cloud_that_cannot_be_is_one_clear_line(monkeypatch, environment, said
 
 
 def test_reported_properties_merge_as_a_json_merge_patch_does():
-    assert merge({"a": {"b": 1}, "c": 2}, {"a": {"b": None, "d": 3}, "e": {"f": None}}) == {
+    assert merge_patch({"a": {"b": 1}, "c": 2}, {"a": {"b": None, "d": 3}, "e": {"f": None}}) == {
         "a": {"d": 3},
         "c": 2,
         "e": {},

@@ -15,12 +15,13 @@ from azure.iot.device.aio import IoTHubModuleClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.twin import merge_patch
 from simulator import layers, router
 from simulator.condition import UNDEFINED, Condition
 from simulator.device import EdgeDevice
 from simulator.router import Queue
 from simulator.routes import Route, problems
-from simulator.twin import difference, merge
+from simulator.twin import difference
 
 SECONDS = 15
 ROUTES = {
@@ -278,7 +279,7 @@ SECTION = st.dictionaries(st.sampled_from("xyz"), JSON, max_size=3)
 
 @given(SECTION, SECTION)
 def test_the_patch_after_an_outage_makes_the_new_section_of_the_old(old, new):
-    assert merge(old, difference(old, new)) == new
+    assert merge_patch(old, difference(old, new)) == new
     assert (difference(old, new) == {}) == (old == new)
 
 

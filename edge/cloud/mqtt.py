@@ -35,6 +35,7 @@ import aiomqtt
 from edge.cloud import OnMethod, OnTwin
 from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES
+from edge.twin import merge_patch
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Mqtt:
 
     async def report(self, patch: dict[str, Any]) -> None:
         """Merge a patch into the reported properties. Raises CloudUnreachable."""
-        merged = merge(self._reported, patch)
+        merged = merge_patch(self._reported, patch)
         await self._publish(f"{self._root}/reported", json.dumps(merged).encode(), "reported properties", retain=True)
         self._reported = merged
 
@@ -296,20 +297,6 @@ def tls_context() -> ssl.SSLContext:
             raise InputError(place, f"do not go together ({error})", "give a PEM certificate and its key") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
-
-
-def merge(into: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON merge patch: null deletes."""
-    merged = dict(into)
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        elif isinstance(value, dict):
-            old = merged.get(name)
-            merged[name] = merge(old if isinstance(old, dict) else {}, value)
-        else:
-            merged[name] = value
-    return merged
 
 
 def _reason(error: BaseException) -> str:
