@@ -189,8 +189,13 @@ async def test_a_message_that_cannot_be_stored_is_not_acknowledged_and_comes_aga
         store(*message)
 
     monkeypatch.setattr(device.hub.store, "store", full_disk_once)
-    async with sdk(device, monkeypatch) as client:
-        await client.send_message("again")
+    async with raw(device) as (client, _):
+        await client.publish(EVENTS, b"again")
+        assert await client.is_closed()
+    assert stored(device) == []
+    async with raw(device) as (client, _):
+        await client.publish(EVENTS, b"again", flags=0xA)
+        await client.acknowledged()
     assert [base64.b64decode(line["Body"]) for line in stored(device)] == [b"again"]
     assert device.hub.counters["duplicates"] == 1
     assert device.hub.counters["connects"] == 2
