@@ -28,6 +28,7 @@ STATE = click.option(
 @click.option("--address", help="Loopback address of the hub; without it a free one is taken.")
 @click.option("--device-id", default="simulated-vehicle", show_default=True)
 @click.option("--restart-scale", type=click.FloatRange(0), default=1, show_default=True, help="Of restart delays.")
+@click.option("--faults", type=FILE, help="A schedule of what goes wrong (see docs/simulator.md).")
 def simulate(
     files: tuple[Path, ...],
     state: Path,
@@ -41,6 +42,7 @@ def simulate(
     address: str | None,
     device_id: str,
     restart_scale: float,
+    faults: Path | None,
 ) -> None:
     """IoT Edge and IoT Hub for one device, offline, until Ctrl-C.
 
@@ -50,6 +52,7 @@ def simulate(
     from edge import manifest as manifests
     from edge.errors import InputError
     from simulator import simulate as simulator
+    from simulator import switchboard
 
     if vehicle and recording:
         raise click.UsageError("--log and --vehicle exclude each other")
@@ -68,7 +71,7 @@ def simulate(
         raise InputError(recording, "no such file", "give a recording")
     meaning = manifests.load(manifest) if manifest else None
     if vehicle:
-        recording, meaning = simulator.drive(state / "drives", drive_seconds, seed)
+        recording, meaning = simulator.drive(state / "drives", drive_seconds, seed, click.echo)
     settings = simulator.Settings(
         state=state,
         address=address,
@@ -78,6 +81,7 @@ def simulate(
         speed=speed,
         seconds=seconds,
         restart_scale=restart_scale,
+        faults=switchboard.load(faults) if faults else None,
     )
     if not simulator.run(content, ", ".join(map(str, files)), settings, click.echo):
         sys.exit(FINDING)
@@ -124,16 +128,37 @@ def call(module: str, method: str, payload: str, timeout: int, state: Path) -> N
 
 
 @click.command()
-@click.argument("wanted", type=click.Choice(["cut", "restored", "show"]))
+@click.argument("changes", nargs=-1, metavar="[NAME=VALUE]…")
+@click.option("--clear", is_flag=True, help="First make all well again.")
 @STATE
-def upstream(wanted: str, state: Path) -> None:
-    """Cut a running simulator's device off from the cloud, connect it again, or show how it stands."""
-    path = "simulator" if wanted == "show" else f"simulator/upstream/{wanted}"
-    _show(_ask(state, "GET" if wanted == "show" else "PUT", path))
+def fault(changes: tuple[str, ...], clear: bool, state: Path) -> None:
+    """Throw switches of a running simulator: what goes wrong. Shows them all; docs/simulator.md explains them.
+
+    For example: bordnetz fault upstream_cut=true; bordnetz fault refuse=3 puback_delay_s=2; bordnetz fault --clear
+    """
+    from simulator.faults import Faults
+
+    wanted: dict[str, Any] = {name: getattr(Faults(), name) for name in Faults.__struct_fields__} if clear else {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise click.UsageError(f"{change} is no NAME=VALUE")
+        try:
+            wanted[name] = json.loads(text)
+        except ValueError:
+            wanted[name] = text
+    _show(_ask(state, "PATCH", "simulator/faults", wanted) if wanted else _ask(state, "GET", "simulator")["faults"])
+
+
+@click.command()
+@STATE
+def status(state: Path) -> None:
+    """What a running simulator runs, what waits in it, its counters, faults, and how to reach it."""
+    _show(_ask(state, "GET", "simulator"))
 
 
 def register(main: click.Group) -> None:
-    for command in (simulate, twin, call, upstream):
+    for command in (simulate, twin, call, fault, status):
         main.add_command(command)
 
 

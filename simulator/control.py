@@ -2,8 +2,8 @@
 
     bordnetz twin get uplink ──► <state>/control.sock ──► GET /twins/{device}/modules/uplink
 
-Beside the service API it has `GET /simulator` (what runs, and how to reach it) and `PUT /simulator/upstream/cut` and
-`…/restored`. Who may open the state folder may do all of it.
+Beside the service API it has `GET /simulator` (what runs, and how to reach it) and `PATCH /simulator/faults`. Who may
+open the state folder may do all of it.
 """
 
 import asyncio
@@ -55,8 +55,9 @@ def ask(state: Path, method: str, path: str, document: Any = None) -> Any:
     except (OSError, EOFError) as error:
         raise InputError(state, "no simulator runs there", "start bordnetz simulate, or name its --state") from error
     if answer.status >= 400:
-        message = str((answer.document or {}).get("Message") or (answer.document or {}).get("message") or "refused")
-        raise Refused(f"{answer.status}: {message.partition(';')[2] or message}")
+        document = answer.document or {}
+        of_service = str(document.get("Message", "")).partition(";")[2]  # ErrorCode:…;and what a person reads
+        raise Refused(f"{answer.status}: {of_service or document.get('message') or 'refused'}")
     return answer.document
 
 

@@ -17,10 +17,10 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +30,8 @@ from edge.errors import InputError
 from simulator import certificates, http
 from simulator.binds import Binds
 from simulator.deployment import create_options, module_of_image, modules_content
-from simulator.hub import PORT, Hub
+from simulator.faults import FaultyHub
+from simulator.hub import PORT
 from simulator.modulelog import ModuleLog
 from simulator.registry import Registry
 from simulator.service import POLICY, Service
@@ -52,6 +53,7 @@ STOP_SECONDS = 10.0
 LAST_ORDER = (1 << 32) - 1
 LOG_SECONDS = 2.0  # for what is still in the pipe of a module that has ended
 PR_SET_PDEATHSIG = 1
+RUNTIME_FOLDER = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108
 LIBC = ctypes.CDLL(None)  # not in the child: threads that hold locks do not live on there
 
 
@@ -109,10 +111,11 @@ class EdgeDevice:
         self.device_id = device_id
         self.address = address or free_address()
         state.mkdir(parents=True, exist_ok=True)
+        sweep(RUNTIME_FOLDER)
         self._secret_bytes = self._secret()
         self._keys = {name: self._key(name) for name in ["", "$edgeHub", "$edgeAgent", *self._definitions()]}
         self._binds = Binds(self._state / "host")
-        self.hub = Hub(HUB_NAME, device_id, self.address, self._state, self._keys)
+        self.hub = FaultyHub(HUB_NAME, device_id, self.address, self._state, self._keys)
         self.modules = {name: self._module(name, definition) for name, definition in self._definitions().items()}
         self.registry = Registry(self.hub, self._state / "registry.json")
         self.service = Service(self, self.registry, self._key(POLICY))
@@ -136,14 +139,16 @@ class EdgeDevice:
         await self.stop()
 
     async def _start(self) -> None:
-        self._ca, certificate, key = certificates.make(self._state / "certificates", self.address, ["localhost"])
+        self._ca, self._certificate, self._key_file = certificates.make(
+            self._state / "certificates", self.address, ["localhost"]
+        )
         for client in sorted((self._state / "certificates" / "clients").glob("*.pem")):
             self.hub.trust(client)
         for name in self.modules:
             await self._open_workload(name)
         self._set_twins()
         try:
-            await self.hub.start(certificate, key)
+            await self.hub.start(self._certificate, self._key_file)
         except OSError as error:
             place = f"simulator: {self.address}:{PORT}"
             raise InputError(place, f"cannot be listened on ({error.strerror})", "take another address") from error
@@ -207,6 +212,16 @@ class EdgeDevice:
         workload = Workload(name, self._key(name), self._ca.read_text(), self.modules)
         await workload.start(self._socket(name))
         self._workloads[name] = workload
+
+    async def serve_workloads(self, are_up: bool) -> None:
+        """Close the workload sockets, or open them again."""
+        for name, workload in self._workloads.items():
+            await (workload.start(self._socket(name)) if are_up else workload.stop())
+
+    def show_certificate(self, *, expired: bool) -> None:
+        """To who connects from now on: the hub's own, or one that has expired."""
+        shown = certificates.expired(self._certificate) if expired else self._certificate
+        self.hub.tls.load_cert_chain(shown, self._key_file)
 
     def _definitions(self) -> dict[str, Any]:
         return object_of(object_of(object_of(self._content, "$edgeAgent"), "properties.desired"), "modules")
@@ -281,11 +296,11 @@ class EdgeDevice:
     async def _supervise(self, module: Module) -> None:
         """Run a module's process, and restart it as edgeAgent does."""
         while not module.stopping.is_set():
-            started = time.monotonic()
+            started = self.hub.clock.now()
             await self._run(module)
             if module.stopping.is_set() or module.restart_policy != "always":
                 break
-            if time.monotonic() - started > HEALTHY_SECONDS * self._scale:
+            if self.hub.clock.now() - started > HEALTHY_SECONDS * self._scale:
                 module.restarts = 0
             if module.restarts >= MOST_RESTARTS:
                 log.error("module %s failed: restarted %d times", module.name, module.restarts)
@@ -294,8 +309,11 @@ class EdgeDevice:
             delay = backoff_seconds(module.restarts) * self._scale
             module.restarts += 1
             self._set_state(module, "backoff")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(module.stopping.wait(), delay)
+            patience = asyncio.create_task(self.hub.clock.sleep(delay), name=f"restart of {module.name}")
+            stopping = asyncio.create_task(module.stopping.wait(), name=f"stop of {module.name}")
+            await asyncio.wait([patience, stopping], return_when=asyncio.FIRST_COMPLETED)
+            patience.cancel()
+            stopping.cancel()
         self._set_state(module, "stopped")
 
     def _set_state(self, module: Module, state: str) -> None:
@@ -351,7 +369,7 @@ class EdgeDevice:
     def _sockets(self) -> Path:
         # A socket's path has 107 bytes at most; the state folder may lie deep.
         digest = hashlib.sha256(str(self._state).encode()).hexdigest()[:12]
-        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"bordnetz-{digest}-{os.getpid()}"  # noqa: S108
+        folder = RUNTIME_FOLDER / f"bordnetz-{digest}-{os.getpid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -388,6 +406,14 @@ async def _stop(module: Module) -> None:
 def backoff_seconds(restarts: int) -> float:
     """How long edgeAgent waits before it starts a module again that it has restarted so often."""
     return min(BACKOFF_SECONDS * 2.0**restarts, BACKOFF_MOST_SECONDS)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what simulators that were killed have left behind: folders of sockets, by the process that made them."""
+    for left in folder.glob("bordnetz-????????????-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not Path("/proc", number).exists() and left.lstat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def free_address() -> str:

@@ -24,6 +24,7 @@ from typing import Any
 from edge.errors import InputError
 from simulator import mqtt
 from simulator.acknowledger import Acknowledger
+from simulator.clock import Clock
 from simulator.connection import TWIN_ANSWERS, Connection, request_id
 from simulator.identities import Identities
 from simulator.router import Message, Router, forever, input_topic
@@ -74,7 +75,8 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self.on_message: Callable[[str, Bag, bytes], None] | None = None
         self.store = MessageStore(folder / "messages", name)
-        self.identities = Identities(device, (name, address), keys)
+        self.clock = Clock()
+        self.identities = Identities(device, (name, address), keys, self.clock.now)
         self._keys = keys
         self._path = folder / "hub.json"
         self._connections: dict[str, Connection] = {}
@@ -93,7 +95,9 @@ class Hub:
         self.subscriptions: dict[str, dict[str, int]] = {}
         for identity in keys:
             self._remember(identity)
-        self.router = Router(folder / "queues", self.counters, self._to_cloud, self._to_input, self.tell)
+        self.router = Router(
+            folder / "queues", self.counters, self._to_cloud, self._to_input, self.tell, self.clock.now
+        )
         self._configure_routes()
 
     @property
@@ -110,8 +114,7 @@ class Hub:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections.values()):
-            connection.close()
+        self.disconnect_all()
         await self.router.stop()
         await self._tasks.end()
         self.store.close()
@@ -150,6 +153,10 @@ class Hub:
     def disconnect(self, identity: str) -> None:
         connection = self._connections.get(identity)
         if connection is not None:
+            connection.close()
+
+    def disconnect_all(self) -> None:
+        for connection in list(self._connections.values()):
             connection.close()
 
     def is_connected(self, identity: str) -> bool:
@@ -232,7 +239,8 @@ class Hub:
 
     async def changed(self, timeout_s: float) -> None:
         """Return once anything changes: a message, a twin, a connection, a module's state. Raises TimeoutError."""
-        await asyncio.wait_for(self._change.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for loses a cancellation that comes together with the change
+            await self._change.wait()
 
     def tell(self) -> None:
         """Wake who waits for a change."""
@@ -307,7 +315,7 @@ class Hub:
                 self.counters["duplicates"] += message.is_duplicate
                 self._take(connection, module, message, packet.wire_bytes)
                 if message.qos:
-                    self._acknowledger.acknowledge(connection, message.packet_id)
+                    self._acknowledge(connection, message.packet_id)
                 self.tell()
             case mqtt.SUBSCRIBE:
                 wanted = mqtt.subscribe_of(packet)
@@ -324,6 +332,9 @@ class Hub:
                 connection.acknowledged(mqtt.packet_id_of(packet))
             case _:
                 raise mqtt.Malformed(f"a packet of kind {packet.kind}")
+
+    def _acknowledge(self, connection: Connection, packet_id: int) -> None:
+        self._acknowledger.acknowledge(connection, packet_id)
 
     def _subscribe(self, module: str, filters: list[tuple[str, int]]) -> list[int]:
         root = self.identities.path_of(module)
@@ -429,9 +440,9 @@ class Hub:
     async def _check_tokens(self) -> None:
         """edgeHub looks every five minutes whose token has expired, and cuts the connection."""
         while True:
-            await asyncio.sleep(TOKEN_CHECK_SECONDS)
+            await self.clock.sleep(TOKEN_CHECK_SECONDS)
             for connection in list(self._connections.values()):
-                if has_expired(connection.token_expiry):
+                if has_expired(connection.token_expiry, self.clock.now()):
                     self.counters["expired"] += 1
                     connection.close()
 

@@ -4,7 +4,7 @@ An identity is a module's name, "" for the simulated device itself, and `device/
 device that the registry knows.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import parse_qs
 
 from simulator import mqtt
@@ -12,12 +12,13 @@ from simulator.sas import LATEST, BadToken, check_token
 
 
 class Identities:
-    """keys: of those that are let in. hosts: names that a token may be for."""
+    """keys: of those that are let in. hosts: names that a token may be for. now: the clock that tokens expire by."""
 
-    def __init__(self, device: str, hosts: Collection[str], keys: dict[str, bytes]) -> None:
+    def __init__(self, device: str, hosts: Collection[str], keys: dict[str, bytes], now: Callable[[], float]) -> None:
         self.keys = keys
         self._device = device
         self._hosts = hosts
+        self._now = now
         self._secondary_keys: dict[str, bytes] = {}
         self._thumbprints: dict[str, Collection[str]] = {}
 
@@ -75,9 +76,9 @@ class Identities:
         """When the token of an identity expires. Raises BadToken."""
         path, key = self.path_of(identity), self.keys[identity]
         try:
-            return check_token(token, self._hosts, path, key)
+            return check_token(token, self._hosts, path, key, self._now())
         except BadToken:
             second = self._secondary_keys.get(identity, key)
             if second == key:
                 raise
-            return check_token(token, self._hosts, path, second)
+            return check_token(token, self._hosts, path, second, self._now())

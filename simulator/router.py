@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -47,7 +46,7 @@ class Router:
 
     upstream: takes a message to the cloud, and raises OSError where it cannot be stored there. deliver: gives a message
     to a module's input and returns once it is acknowledged, or false where it was not. tell: something has changed.
-    counters: no_route, expired_messages, delivered (to inputs).
+    now: the clock that messages expire by. counters: no_route, expired_messages, delivered (to inputs).
     """
 
     def __init__(
@@ -57,15 +56,17 @@ class Router:
         upstream: Callable[[Message], None],
         deliver: Callable[[str, str, Message], Awaitable[bool]],
         tell: Callable[[], None],
+        now: Callable[[], float],
     ) -> None:
         self._folder = folder
         self._counters = counters
         self._upstream = upstream
         self._deliver = deliver
         self._tell = tell
+        self._now = now
         self._routes: list[Route] | None = None
         self._ttl_s = DEFAULT_TTL_S
-        self._queues = {path.name: Queue(path) for path in folder.iterdir()} if folder.is_dir() else {}
+        self._queues = {path.name: Queue(path, now) for path in folder.iterdir()} if folder.is_dir() else {}
         self._pumping: set[str] = set()
         self._tasks = Tasks()
         self.is_cut = False
@@ -116,7 +117,7 @@ class Router:
                 self._upstream(message)
                 continue
             if queue is None:
-                queue = self._queues[name] = Queue(self._folder / name)
+                queue = self._queues[name] = Queue(self._folder / name, self._now)
             queue.put(message, priority, ttl_s)
             self._pump(name)
             if endpoint == UPSTREAM:
@@ -159,10 +160,11 @@ class Router:
 
 
 class Queue:
-    """Messages in files `<priority>-<sequence>`."""
+    """Messages in files `<priority>-<sequence>`; now: the clock that they expire by."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, now: Callable[[], float]) -> None:
         self._folder = folder
+        self._now = now
         folder.mkdir(parents=True, exist_ok=True)
         self._names = sorted(path.name for path in folder.iterdir() if path.suffix != ".draft")
         self._sequence = 1 + max((int(name.partition("-")[2]) for name in self._names), default=0)
@@ -173,7 +175,7 @@ class Queue:
     def put(self, message: Message, priority: int, ttl_s: int) -> None:
         """Durable when it returns; ttl_s below 0: for ever. Raises OSError."""
         name = f"{priority:010}-{self._sequence:016}"
-        expires = time.time() + ttl_s if ttl_s >= 0 else None
+        expires = self._now() + ttl_s if ttl_s >= 0 else None
         fields = {**message._asdict(), "body": base64.b64encode(message.body).decode(), "expires": expires}
         draft = self._folder / f"{name}.draft"
         with draft.open("w") as file:
@@ -190,7 +192,7 @@ class Queue:
             name = self._names[0]
             fields = json.loads((self._folder / name).read_text())
             expires = fields.pop("expires")
-            if expires is None or expires > time.time():
+            if expires is None or expires > self._now():
                 return name, Message(**{**fields, "body": base64.b64decode(fields["body"])})
             counters["expired_messages"] += 1
             self.drop(name)

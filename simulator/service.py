@@ -32,7 +32,8 @@ MOST_CONFIGURATIONS = 100
 class Device(Protocol):
     """What a deployment is for."""
 
-    hub: Hub
+    @property
+    def hub(self) -> Hub: ...
 
     async def deploy(self, manifest: dict[str, Any]) -> None: ...
 
@@ -51,7 +52,8 @@ class Service:
         if "x-ms-edge-moduleid" in request.headers:
             return await self._answer_module(request)
         try:
-            check_token(request.headers.get("authorization", ""), (self._hub.name, self._hub.address), "", self._key)
+            hosts, now = (self._hub.name, self._hub.address), self._hub.clock.now()
+            check_token(request.headers.get("authorization", ""), hosts, "", self._key, now)
         except BadToken as error:
             return _refusal(ServiceError(401, "IotHubUnauthorizedAccess", str(error)))
         return await self.answer(request)

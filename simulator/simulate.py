@@ -1,7 +1,7 @@
 """`bordnetz simulate`: be the device of a deployment, and the cloud behind it, until Ctrl-C.
 
     template or manifest [+ layers] ──► checked ──► EdgeDevice ──► lines on the terminal
-                                                        ▲ control socket: bordnetz twin, call, upstream
+                                                        ▲ control socket: bordnetz twin, call, fault, status
 
 All state lies in one folder: twins, sessions, certificates, the modules' logs and files, what the cloud received.
 """
@@ -24,6 +24,8 @@ from simulator.control import Control, held
 from simulator.demo import VEHICLE_FOLDER
 from simulator.device import EdgeDevice
 from simulator.http import Answer, BadRequest, Request
+from simulator.switchboard import Schedule, Switchboard
+from simulator.tasks import Tasks
 from simulator.telemetry import Bag
 from simulator.template import object_of
 
@@ -42,7 +44,10 @@ class Findings(Exception):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """recording: replayed instead of the source that the deployment names; manifest: what its frames mean."""
+    """recording: replayed instead of the source that the deployment names; manifest: what its frames mean.
+
+    faults: a schedule of what goes wrong.
+    """
 
     state: Path
     address: str | None = None
@@ -52,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True):
     speed: float = 1.0
     seconds: float | None = None
     restart_scale: float = 1.0
+    faults: Schedule | None = None
 
 
 def load(files: Sequence[Path]) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def load(files: Sequence[Path]) -> dict[str, Any]:
     return manifest
 
 
-def drive(folder: Path, seconds: float, seed: int) -> tuple[Path, DecoderManifest]:
+def drive(folder: Path, seconds: float, seed: int, say: Say) -> tuple[Path, DecoderManifest]:
     """A recording of the simulated vehicle, made unless it is there, and what its frames mean."""
     from edge.database import load_databases
     from simulator.vehicle import databases
@@ -79,6 +85,7 @@ def drive(folder: Path, seconds: float, seed: int) -> tuple[Path, DecoderManifes
 
     path = folder / f"drive-{seconds:g}s-seed{seed}.log.gz"
     if not path.exists():
+        say(f"making a drive of {seconds:g} s; {path} is kept for the next time")
         folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"draft-{path.name}")
         write_log(draft, seconds, seed, None)
@@ -109,6 +116,8 @@ class Simulation:
             on_line=self._on_line,
         )
         self._device.hub.on_message = self._on_message
+        self._switches = Switchboard(self._device)
+        self._tasks = Tasks()
         self._states: dict[str, str] = {}
 
     async def run(self) -> bool:
@@ -121,14 +130,17 @@ class Simulation:
             self._greet()
             device.start_modules()
             await control.start()
-            watch = asyncio.create_task(self._watch(), name="simulate: watch")
+            self._tasks.start(self._watch(), "simulate: watch")
+            if self._settings.faults:
+                self._tasks.start(self._switches.run(self._settings.faults), "simulate: faults")
             try:
                 async with asyncio.timeout(self._settings.seconds):
                     await stop.wait()
             except TimeoutError:
                 pass
             finally:
-                watch.cancel()
+                await self._tasks.end()
+                await self._switches.stop()
                 await control.stop()
                 failed = sorted(name for name, module in device.modules.items() if module.state == "failed")
                 self._say("stopping the modules")
@@ -143,12 +155,18 @@ class Simulation:
         match request.method, request.parts:
             case "GET", ("simulator",):
                 return Answer(200, self._status())
-            case "PUT", ("simulator", "upstream", "cut" | "restored" as wanted):
-                self._device.hub.cut_upstream(wanted == "cut")
-                self._tell(f"the upstream is {wanted}")
-                return Answer(200, self._status())
+            case "PATCH", ("simulator", "faults"):
+                changes = request.json()
+                if not isinstance(changes, dict):
+                    raise BadRequest(400, "faults come as an object")
+                try:
+                    thrown = await self._switches.throw(changes)
+                except InputError as error:
+                    raise BadRequest(400, str(error)) from error
+                self._tell(f"faults: {json.dumps(changes)}")
+                return Answer(200, msgspec.structs.asdict(thrown))
             case _, ("simulator", *_):
-                raise BadRequest(404, "known are GET /simulator and PUT /simulator/upstream/cut, …/restored")
+                raise BadRequest(404, "known are GET /simulator and PATCH /simulator/faults")
         return await self._device.service.answer(request)
 
     def _status(self) -> dict[str, Any]:
@@ -159,7 +177,7 @@ class Simulation:
             "connectionString": device.connection_string,
             "caFile": str(device.ca_file),
             "messages": str(device.hub.messages_dir),
-            "upstream": "cut" if device.hub.router.is_cut else "connected",
+            "faults": msgspec.structs.asdict(device.hub.faults),
             "waiting": device.hub.router.waiting(),
             "counters": dict(device.hub.counters),
             "modules": {

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 @pytest.mark.process
 def test_a_second_terminal_sees_and_changes_what_runs(running):
-    started = time.monotonic()
     running.until("collector: running and connected")
-    assert time.monotonic() - started < 15  # on a loaded machine; three seconds on an idle one
     running.until("uplink:", "bytes", "$.ct=application/x-protobuf")
 
     done = bordnetz("twin", "set", "uplink", '{"latency_s": 2, "message_units": null}', "--state", running.state)
@@ -81,21 +78,27 @@ def test_a_second_terminal_sees_and_changes_what_runs(running):
     assert called.returncode == 0, called.stderr
     assert json.loads(called.stdout)["sent"]["records"] > 0
 
-    shown = json.loads(bordnetz("upstream", "cut", "--state", running.state).stdout)
-    assert shown["upstream"] == "cut"
+    thrown = json.loads(bordnetz("fault", "upstream_cut=true", "--state", running.state).stdout)
+    assert thrown["upstream_cut"]
+    shown = json.loads(bordnetz("status", "--state", running.state).stdout)
+    assert shown["faults"] == thrown
     assert shown["modules"]["uplink"]["connected"]
     done = bordnetz("call", "uplink", "getStatus", "--state", running.state)
     assert (done.returncode, done.stderr) == (1, "bordnetz: 404: the device's upstream is cut\n")
-    shown = json.loads(bordnetz("upstream", "restored", "--state", running.state).stdout)
-    assert (shown["upstream"], shown["waiting"]) == ("connected", {})
+    cleared = json.loads(bordnetz("fault", "--clear", "--state", running.state).stdout)
+    assert not cleared["upstream_cut"]
+    assert json.loads(bordnetz("status", "--state", running.state).stdout)["waiting"] == {}
 
     for arguments, problem in [
         (("call", "uplink", "nothing"), "uplink answered nothing with 404"),
         (("call", "nobody", "getStatus"), "404: module nobody of device simulated-vehicle is not registered"),
+        (("fault", "upsteam_cut=true"), "400: faults: there is no fault upsteam_cut; did you mean upstream_cut?"),
+        (("fault", "refuse=many"), "400: faults: Expected `int`, got `str` - at `$.refuse`; known are silent, "),
         (("twin", "set", "uplink", '{"a.b": 1}'), "400: /'a.b' is no name that a twin can hold"),
     ]:
         done = bordnetz(*arguments, "--state", running.state)
-        assert (done.returncode, done.stderr) == (1, f"bordnetz: {problem}\n")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"bordnetz: {problem}")
     done = bordnetz("simulate", "--state", running.state)
     assert done.returncode == 2
     assert "another simulator runs there; choose another folder with --state" in done.stderr

@@ -163,13 +163,11 @@ async def test_a_cut_upstream_keeps_telemetry_in_order_and_twins_follow_as_one_p
         assert device.hub.twin("uplink").reported == {"offline": True}
 
 
-def test_a_queue_drains_by_priority_then_in_order_and_skips_what_has_expired(tmp_path, monkeypatch):
-    queue, counters = Queue(tmp_path / "q"), Counter()
+def test_a_queue_drains_by_priority_then_in_order_and_skips_what_has_expired(tmp_path):
+    queue, counters = Queue(tmp_path / "q", lambda: 1000.0), Counter()
     for body, priority, ttl_s in [(b"late", 9, -1), (b"first", 1, 60), (b"gone", 1, 10), (b"second", 1, 60)]:
         queue.put(router.Message("m", "d", "m", {"x": None}, body), priority, ttl_s)
-    now = router.time.time()
-    monkeypatch.setattr(router.time, "time", lambda: now + 30)
-    again, bodies = Queue(tmp_path / "q"), []
+    again, bodies = Queue(tmp_path / "q", lambda: 1030.0), []
     while first := again.first(counters):
         bodies.append(first[1].body)
         assert first[1].bag == {"x": None}

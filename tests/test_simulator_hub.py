@@ -687,3 +687,12 @@ async def test_the_workload_socket_closes_the_eleventh_request_at_a_time(device)
     assert (await request(device, b"GET /trust-bundle HTTP/1.1\r\n\r\n"))[0] == 0
     for _, writer in waiting:
         writer.close()
+
+
+async def test_who_waits_for_a_change_can_be_stopped_at_the_very_moment_it_comes(device):
+    waiting = asyncio.create_task(device.hub.changed(SECONDS))
+    await asyncio.sleep(0)
+    device.hub.tell()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
