@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
+from pyspark.sql.streaming.query import StreamingQuery
 
 from edge.errors import BlockCorrupt
 from edge.message import Clock, Quality
@@ -57,6 +59,9 @@ ROWS_DDL = (
     "time_us long, bus string, message string, signal string, raw long, value double, label string, "
     f"{ORDER} long, vehicle string, campaign string, problem string"
 )
+FILES_DDL = "path string, modificationTime timestamp, length long, content binary"
+# Of a table that a stream makes; readers of a folder of Parquet pass over names that begin so.
+CHECKPOINT, RECORDS_FOLDER, STAGING, PROBLEMS = "_checkpoint", "_records", "_staging", "_problems"
 Batches = Iterable[pa.RecordBatch]
 BATCH_BYTES = 16 << 20
 
@@ -75,14 +80,18 @@ def decode(spark: SparkSession, folders: Iterable[Path | str], manifests: Path |
     width = max(1, min(len(paths), 4 * spark.sparkContext.defaultParallelism))
     files = spark.createDataFrame(paths, "path string").repartition(width)
     found = files.mapInArrow(_records, RECORDS_DDL).persist()
-    records = found.filter("problem is null").drop("problem").dropDuplicates(KEY)
+    decoded = _decode(found.filter("problem is null").drop("problem").dropDuplicates(KEY), manifests)
+    return Decoded(decoded.rows, found.filter("problem is not null").select("problem").union(decoded.problems))
+
+
+def _decode(records: DataFrame, manifests: Path | str) -> Decoded:
+    """Of records that are there once, and of all that their vehicles have."""
     clocks = records.drop("data", "stream", "manifest").groupBy("vehicle").applyInArrow(_offsets, OFFSETS_DDL)
     rows = records.join(clocks, KEY).mapInArrow(_decoder(str(manifests)), ROWS_DDL)
     days = f.date_format(f.timestamp_micros("time_us"), "yyyy-MM-dd")
-    problems = found.filter("problem is not null").select("problem")
     return Decoded(
         rows.filter("problem is null").drop("problem").withColumn("date", days),
-        problems.union(rows.filter("problem is not null").select("problem")),
+        rows.filter("problem is not null").select("problem"),
     )
 
 
@@ -95,6 +104,82 @@ def write(rows: DataFrame, table: Path | str) -> None:
     plain.write.mode("overwrite").option("compression", "zstd").partitionBy(*PARTITIONS).parquet(str(table))
 
 
+# -- files as they appear
+
+
+def stream(
+    spark: SparkSession,
+    folder: Path | str,
+    manifests: Path | str,
+    table: Path | str,
+    *,
+    once: bool = False,
+    files_at_a_time: int = 1000,
+) -> StreamingQuery:
+    """Add files to the table as they appear below folder; once: those that are there now, then end.
+
+    After each batch the table is that of one run over all files so far: records that came again are left out, and a
+    vehicle of which something came is written anew, so that late clocks correct its earlier rows. So a batch costs what
+    its vehicles have sent into this table so far. A batch that fails half-way is done again, by Spark's checkpoint.
+    """
+    load_manifests(Path(manifests))
+    source = spark.readStream.format("binaryFile").schema(FILES_DDL).option("recursiveFileLookup", "true")
+    paths = source.option("maxFilesPerTrigger", files_at_a_time).load(str(folder)).select("path")
+    writer = paths.writeStream.option("checkpointLocation", f"{table}/{CHECKPOINT}")
+    writer = writer.foreachBatch(lambda batch, number: _add(batch, number, str(manifests), str(table)))
+    return (writer.trigger(availableNow=True) if once else writer).start()
+
+
+def _add(batch: DataFrame, number: int, manifests: str, table: str) -> None:
+    spark = batch.sparkSession
+    folders = _Folders(spark)
+    found = batch.mapInArrow(_records, RECORDS_DDL).persist()
+    new = found.filter("problem is null").drop("problem").dropDuplicates(KEY)
+    store = f"{table}/{RECORDS_FOLDER}"
+    if folders.exists(store):
+        known = spark.read.parquet(store).filter(f.col("batch") != number)
+        new = new.join(known.select(KEY), KEY, "left_anti")
+    new.write.mode("overwrite").parquet(f"{store}/batch={number}")
+    senders = spark.read.parquet(f"{store}/batch={number}").select("vehicle").distinct().collect()
+    vehicles = [sender.vehicle for sender in senders]
+    records = spark.read.parquet(store).drop("batch").filter(f.col("vehicle").isin(vehicles))
+    decoded = _decode(records, manifests)
+    write(decoded.rows, f"{table}/{STAGING}")
+    for folder in folders.within(f"{table}/{STAGING}", "vehicle="):
+        folders.replace(f"{table}/{STAGING}/{folder}", f"{table}/{folder}")
+    problems = found.filter("problem is not null").select("problem").union(decoded.problems)
+    problems.coalesce(1).write.mode("overwrite").text(f"{table}/{PROBLEMS}/batch={number}")
+    found.unpersist()
+
+
+class _Folders:
+    """Of whatever file system Spark writes to."""
+
+    def __init__(self, spark: SparkSession) -> None:
+        java: Any = spark.sparkContext._jvm
+        self._hadoop = java.org.apache.hadoop.fs
+        self._settings = spark.sparkContext._jsc.hadoopConfiguration()
+
+    def _open(self, path: str) -> tuple[Any, Any]:
+        place = self._hadoop.Path(path)
+        return place.getFileSystem(self._settings), place
+
+    def exists(self, path: str) -> bool:
+        files, place = self._open(path)
+        return bool(files.exists(place))
+
+    def within(self, path: str, prefix: str) -> list[str]:
+        files, place = self._open(path)
+        names = [status.getPath().getName() for status in files.listStatus(place)]
+        return [name for name in names if name.startswith(prefix)]
+
+    def replace(self, source: str, target: str) -> None:
+        files, place = self._open(target)
+        files.delete(place, True)
+        if not files.rename(self._hadoop.Path(source), place):
+            raise OSError(f"{source} cannot be moved to {target}")
+
+
 # -- what runs in the workers
 
 
@@ -104,7 +189,7 @@ def _records(batches: Batches) -> Iterator[pa.RecordBatch]:
     size = 0
     for batch in batches:
         for path in batch.column("path").to_pylist():
-            for message in message_files.read(Path(path)):
+            for message in message_files.read(_local(path)):
                 if isinstance(message, Received):
                     rows += _of_message(message)
                     size += len(message.body)
@@ -114,6 +199,11 @@ def _records(batches: Batches) -> Iterator[pa.RecordBatch]:
                     yield pa.RecordBatch.from_pylist(rows, RECORDS)
                     rows, size = [], 0
     yield pa.RecordBatch.from_pylist(rows, RECORDS)
+
+
+def _local(path: str) -> Path:
+    """Of a path, or of a URL as Spark gives them."""
+    return Path(unquote(urlsplit(path).path) if path.startswith("file:") else path)
 
 
 def _of_message(message: Received) -> Iterator[dict[str, Any]]:

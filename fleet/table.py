@@ -321,12 +321,18 @@ def read(
 
 def check(folder: Path) -> None:
     """Raises InputError: there is no table in it."""
-    if not (folder / TABLE_FILE).exists() and not any(folder.rglob("*.parquet")):
+    if not (folder / TABLE_FILE).exists() and not _files(folder):
         raise InputError(folder, "holds no table", "`bordnetz fleet decode` makes one")
 
 
+def _files(folder: Path) -> list[str]:
+    """As Spark and Arrow do, without what lies in folders whose name begins with _ or a dot."""
+    found = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    return [str(path) for path in found if not any(part[0] in "_." for part in path.relative_to(folder).parts)]
+
+
 def _read(folder: Path, tests: list[pc.Expression]) -> pa.Table:
-    paths = [str(path) for path in sorted(folder.rglob("*.parquet"))]
+    paths = _files(folder)
     fields = pa.schema([(name, TEXT) for name in PARTITIONS])
     if not paths:
         return pa.schema([*SCHEMA, *fields]).empty_table()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from fleet import table
@@ -81,7 +82,26 @@ def test_rows_are_those_of_the_single_machine_though_a_worker_is_killed_half_way
     assert before[0] not in executors()
     (problem,) = [row.problem for row in found.problems.collect()]
     assert "notes.txt: is no file of messages by its name" in problem
-    wanted, rows = table.read(fleet / "table"), table.read(fleet / "spark")
+    assert_same(table.read(fleet / "spark"), table.read(fleet / "table"))
+
+
+def test_a_stream_of_files_makes_the_table_of_one_run_whatever_order_they_come_in(
+    session: SparkSession, fleet: Path, tmp_path: Path
+) -> None:
+    files = sorted(path for path in (fleet / "made/messages").rglob("*.json"))
+    landing, out = tmp_path / "landing", tmp_path / "table"
+    for part in (files[1::2], files[::2], files[:3]):  # the last come again, under other names
+        for path in part:
+            place = landing / f"{len(list(landing.rglob('*.json'))):04}" / path.name
+            place.parent.mkdir(parents=True)
+            shutil.copy(path, place)
+        on_spark.stream(session, landing, fleet / "made/manifests", out, once=True).awaitTermination(300)
+    assert_same(table.read(out), table.read(fleet / "table"))
+    kept = session.read.parquet(str(out / on_spark.RECORDS_FOLDER))
+    assert kept.count() == kept.select(on_spark.KEY).distinct().count()
+
+
+def assert_same(rows: pa.Table, wanted: pa.Table) -> None:
     assert rows.num_rows == wanted.num_rows > 0
     for name in wanted.column_names:
         assert rows[name].to_pylist() == wanted[name].to_pylist(), name
