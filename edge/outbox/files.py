@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from edge.durable import make_folder, sync_folder
 from edge.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Files:
 
     def open_lock(self) -> int:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._check_access()
             return os.open(self.folder / "outbox.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -54,11 +55,7 @@ class Files:
         return "bind a writable directory"
 
     def sync(self) -> None:
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.folder)
 
     def free_bytes(self) -> int:
         disk = os.statvfs(self.folder)

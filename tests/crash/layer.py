@@ -1,6 +1,8 @@
 """What every layer takes and gives. A layer is a module with `run(options) -> Result`; __main__ names them all."""
 
 import os
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,3 +44,17 @@ def workplace() -> Iterator[Path]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="crash-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
+
+
+def missing(**programs: str) -> str:
+    """program=Debian package: installs what is not there if it may, and says what is still missing; "" for nothing."""
+    names = sorted({package for program, package in programs.items() if not _has(program)})
+    if names and os.geteuid() == 0 and shutil.which("apt-get"):
+        install = ["apt-get", "install", "-y", "--no-install-recommends", *names]
+        subprocess.run(install, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)
+    names = sorted({package for program, package in programs.items() if not _has(program)})
+    return f"needs {', '.join(names)}: apt-get install {' '.join(names)}" if names else ""
+
+
+def _has(program: str) -> bool:
+    return any(shutil.which(program, path=path) for path in (None, "/usr/sbin:/sbin"))

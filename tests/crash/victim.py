@@ -33,7 +33,7 @@ class Victim:
         self._random = random.Random(seed)
         self._kind = controls.EarlyOutbox if control == "early-acknowledgement" else WatchedOutbox
         self._deliver = controls.deliver_late if control == "early-delete" else deliver
-        self._outbox = self._kind(folder, history)
+        self.outbox = self._kind(folder, history)
         self._steps: list[tuple[Callable[[], None], int]] = [
             (self.append, 12),
             (self.send, 4),
@@ -58,34 +58,34 @@ class Victim:
         return failed
 
     def close(self) -> None:
-        self._outbox.close()
+        self.outbox.close()
 
     def append(self) -> None:
-        first = int(self._outbox.cursor("source") or 0)
+        first = int(self.outbox.cursor("source") or 0)
         end = first + self._random.randint(1, 4)
-        self._outbox.append([record(n) for n in range(first, end)], ("source", b"%d" % end))
+        self.outbox.append([record(n) for n in range(first, end)], ("source", b"%d" % end))
 
     def send(self) -> None:
-        self._deliver(self._outbox, self._outbox.peek(20_000, 5), self._outbox.ack)
+        self._deliver(self.outbox, self.outbox.peek(20_000, 5), self.outbox.ack)
 
     def hold(self) -> None:
-        self._deliver(self._outbox, self._outbox.peek(20_000, 2), self._outbox.hold)
+        self._deliver(self.outbox, self.outbox.peek(20_000, 2), self.outbox.hold)
 
     def confirm(self) -> None:
-        self._outbox.confirm(self._outbox.id, self._random.randint(1, 100), [(3, 4)])
+        self.outbox.confirm(self.outbox.id, self._random.randint(1, 100), [(3, 4)])
 
     def evict(self) -> None:
-        self._outbox.evict(4000)
+        self.outbox.evict(4000)
 
     def set_aside(self) -> None:
-        self._outbox.set_aside([record.sequence for record in self._outbox.peek(1, 1)], "rejected", "as a cloud would")
+        self.outbox.set_aside([record.sequence for record in self.outbox.peek(1, 1)], "rejected", "as a cloud would")
 
     def tell(self) -> None:
-        settle(self._outbox, self._history)
+        settle(self.outbox, self._history)
 
     def reopen(self) -> None:
-        self._outbox.close()
-        self._outbox = self._kind(self._folder, self._history)
+        self.outbox.close()
+        self.outbox = self._kind(self._folder, self._history)
 
     def keep_settings(self) -> None:
         """The file says its own number; saving and saved are for the layer that looks at it."""
