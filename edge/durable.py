@@ -7,7 +7,8 @@ from pathlib import Path
 
 def write_durably(path: Path, parts: Iterable[bytes]) -> None:
     """The file is there as a whole, or not at all; it is durable when this returns. Raises OSError."""
-    make_folder(path.parent)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
     draft = path.with_name(f".{path.name}.draft")
     with draft.open("wb") as file:
         file.writelines(parts)
@@ -18,12 +19,16 @@ def write_durably(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """With what leads to it; a folder that its parent does not name durably is lost with all that is in it."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    """Make it and what leads to it; what its parent does not name durably is lost with all that is in it."""
+    missing = not folder.is_dir()
+    if missing:
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    try:
+        sync_folder(folder.parent)  # also of one that was there: who made it may have been killed before this
+    except OSError:  # not everybody may read what is above
+        if missing:
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from edge.durable import make_folder, sync_folder
@@ -80,7 +81,8 @@ class Files:
             with self.ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError:
-            self.ballast.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.ballast.unlink(missing_ok=True)
 
 
 def try_lock(lock: int, how: int) -> bool:

@@ -10,6 +10,7 @@ SQLite assumes as well ("powersafe overwrite").
 
 import itertools
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +132,12 @@ class Disk:
             elif not name.endswith("-shm"):
                 found[path + name] = node.cut(chance, way)
 
+    def killed(self, root: str, history: str) -> "Disk":
+        """This disk, not cut: what is pending still is. Another process goes on with it, mounted elsewhere."""
+        other = deepcopy(self)
+        other._root, other._history, other._open, other.history = root, history, {}, bytearray()
+        return other
+
     # Calls
 
     def _numbers(self, call: Call) -> list[int]:
@@ -191,12 +198,16 @@ class Disk:
     def _write(self, call: Call) -> bool:
         descriptor = self._numbers(call)[0]
         node, data = self._open.get(descriptor), call.texts[0][: call.result]
-        if node is self:
-            self.history += data
-        elif node is not None:
+        if node is not None:
             node.pending.append((self._at[descriptor], data))
             self._at[descriptor] += call.result
         return node is not None
+
+    def _writev(self, call: Call) -> bool:
+        told = self._open.get(self._numbers(call)[0]) is self
+        if told:
+            self.history += b"".join(call.texts)[: call.result]
+        return told
 
     def _pwrite64(self, call: Call) -> bool:
         descriptor, at = self._numbers(call)[0], self._numbers(call)[-1]

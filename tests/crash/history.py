@@ -6,7 +6,7 @@
 
 What a layer needs:
 
-    history = History(path)                    append only; one write(2) a line, so that a kill tears no line
+    history = History(path)                    append only; a call is one writev(2), so that a kill tears no line
     WatchedOutbox(folder, history, …)          an Outbox that enters what its producer asks and is told
     drain(outbox, history)                     deliver everything left, enter the ledger and the counter: the liveness
     history.message(bytes)                     what a cloud received: delivered and evicted, from one message
@@ -104,8 +104,8 @@ class History:
 
     def enter(self, events: Iterable[Event]) -> None:
         lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-        while lines:
-            lines = lines[os.write(self._file, lines) :]
+        while lines:  # writev: no victim uses it, so that a fault in what it does use leaves the history alone
+            lines = lines[os.writev(self._file, [lines]) :]
 
 
 class Memory(History):

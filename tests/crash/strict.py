@@ -4,23 +4,25 @@
        ▲                                            │                                delivers all, and goes on
        └──────────── one of them is the next run's disk, five times ◄──────┘              └──► validator
 
-A state counts once: the same files at the same point of the history are one state. Some lives begin with a salvage.
+Or the next run follows a kill: then the disk is whole, and still not flushed. A state counts once: the same files at
+the same point of the history are one state. Some lives begin again with a salvage.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 from edge.errors import EdgeError
 from tests.crash import trace
 from tests.crash.disk import WAYS, Disk
-from tests.crash.history import Event, Memory, drain, parse, validate
+from tests.crash.history import Event, Memory, parse, validate
 from tests.crash.layer import Options, Result, missing, workplace
-from tests.crash.victim import SETTINGS, Victim
+from tests.crash.victim import SETTINGS, finish
 
 CONTROLS = ("synchronous-normal", "early-acknowledgement", "early-delete", "no-directory-sync")
 GENERATIONS = 5
@@ -30,11 +32,12 @@ WORKERS = 2
 
 @dataclass
 class State:
-    """What a cut left: files by path, what the history said by then, and how to come back here."""
+    """What a cut left: files by path, what the history said by then, how to come back here, and what was cut."""
 
     files: dict[str, bytes]
     history: list[Event]
     name: str
+    disk: Disk
 
 
 def run(options: Options) -> Result:
@@ -53,21 +56,25 @@ def run(options: Options) -> Result:
     return result
 
 
-def live(seed: int, states: int, control: str = "") -> tuple[int, list[str]]:
+def live(seed: int, states: int, control: str = "", generations: int = GENERATIONS) -> tuple[int, list[str]]:
     """One outbox through its generations, about `states` crash states of each. A control's ends once it is caught."""
     chance = random.Random(seed)
-    base, tried, losses = State({}, [], f"L1 life {seed}"), 0, list[str]()
-    for generation in range(GENERATIONS):
-        seen = []
-        for state in _states(base, seed * 10 + generation, states, control, chance):
+    base, tried, losses = State({}, [], f"L1 life {seed}", Disk("", "", {})), 0, list[str]()
+    for generation in range(generations):
+        for number, state in enumerate(_states(base, seed * 10 + generation, states, control, chance), 1):
             losses += [f"{state.name}: {line}" for line in examine(state)]
-            seen.append(state)
+            tried += 1
             if losses and (control or len(losses) > 20):
-                return tried + len(seen), losses
-        tried += len(seen)
-        base = chance.choice(seen)
-        if generation == 2 and seed % 2:  # both modules let go of a file that someone found corrupted
-            base.files["outbox/outbox.suspect"] = b""
+                return tried, losses
+            if chance.random() < 1 / number:  # in the end, each is as likely
+                next_base = replace(state, disk=deepcopy(state.disk))
+        base = next_base
+        if chance.random() < 0.3:  # killed, not cut
+            base = replace(base, files=base.disk.cut(chance, "all"))
+        else:
+            if generation == 2 and seed % 2:  # both modules let go of a file that someone found corrupted
+                base.files["outbox/outbox.suspect"] = b""
+            base = replace(base, disk=Disk("", "", base.files))
     return tried, losses
 
 
@@ -80,21 +87,29 @@ def _states(base: State, seed: int, wanted: int, control: str, chance: random.Ra
         more = ["--seed", str(seed), "--steps", str(STEPS), "--control", control]
         trace.record([*arguments, *more], recorded)
         calls = list(trace.calls(recorded))
-    disk = Disk(str(folder / "disk"), str(history), base.files)
-    changes = sum(disk.apply(call) for call in calls)
-    disk = Disk(str(folder / "disk"), str(history), base.files)
-    often, seen = wanted / changes, set[bytes]()
+    place = str(folder / "disk"), str(history)
+    rehearsal, disk = base.disk.killed(*place), base.disk.killed(*place)
+    changes = sum(rehearsal.apply(call) for call in calls)
+    often, seen, told = wanted / changes, set[bytes](), base.history
     for point, call in enumerate(calls):
         if not disk.apply(call):
             continue
-        told = [*base.history, *parse(bytes(disk.history))]
+        if call.name == "writev":
+            told = [*base.history, *parse(bytes(disk.history))]
         for draw in range(int(often + chance.random())):
             way = WAYS[draw] if draw < len(WAYS) and often > len(WAYS) else chance.choice(WAYS)
             files = disk.cut(chance, way)
-            mark = blake2b(repr((len(told), sorted(files.items()))).encode(), digest_size=16).digest()
-            if mark not in seen:
+            if (mark := _mark(files, len(told))) not in seen:
                 seen.add(mark)
-                yield State(files, told, f"{base.name.split(':')[0]}: run {seed}, call {point}, {way}")
+                yield State(files, told, f"{base.name.split(':')[0]}: run {seed}, call {point}, {way}", disk)
+
+
+def _mark(files: dict[str, bytes], told: int) -> bytes:
+    mark = blake2b(b"%d" % told, digest_size=16)
+    for path, content in sorted(files.items()):
+        mark.update(b"%b %d " % (path.encode(), len(content)))
+        mark.update(content)
+    return mark.digest()
 
 
 def examine(state: State) -> list[str]:
@@ -104,12 +119,7 @@ def examine(state: State) -> list[str]:
     with workplace() as folder:
         _write(state.files, folder)
         try:
-            victim = Victim(folder / "outbox", history, 1)
-            drain(victim.outbox, history)
-            victim.append()
-            victim.keep_settings()
-            drain(victim.outbox, history)
-            victim.close()
+            finish(folder / "outbox", history)
         except EdgeError as error:
             return [f"f: {error}"]
     return [*validate(history.events), *_settings(state)]
