@@ -5,6 +5,7 @@ so that every process lets go of the file and whoever is alone mends it (salvage
 """
 # ruff: noqa: S608 (queries are put together from constants)
 
+import errno
 import fcntl
 import logging
 import os
@@ -426,16 +427,20 @@ class Outbox:
 
 @contextmanager
 def _translated(files: Files) -> Iterator[None]:
-    """SQLite's errors as ours. A corruption is marked, so that every process lets go and one salvages."""
+    """SQLite's and the disk's errors as ours. A corruption is marked: every process lets go, and one salvages."""
     try:
         yield
     except database.NewerFormat as error:
         way_out = "update the module, or give it an outbox directory of its own"
         raise InputError(files.database, f"belongs to a later version: {error}", way_out) from error
     except CORRUPT as error:
-        files.suspect.touch()
+        with suppress(OSError):  # on a full disk: then the next one to meet it marks it
+            files.suspect.touch()
         raise OutboxCorrupt(f"{files.database}: {error}") from error
     except apsw.FullError as error:
         raise OutboxFull(f"{files.database}: no room left, on the disk or under the quota") from error
     except apsw.Error as error:
         raise OutboxError(f"{files.database}: {error}") from error
+    except OSError as error:
+        kind = OutboxFull if error.errno == errno.ENOSPC else OutboxError
+        raise kind(f"{files.folder}: {error.strerror}") from error
