@@ -104,6 +104,20 @@ def test_held_records_are_kept_until_confirmed_and_gaps_go_back_into_the_queue(t
         assert outbox.stats().records == outbox.stats().held == 0
 
 
+def test_a_gap_may_be_on_its_way_unless_the_hub_took_it_before_something_that_has_arrived(tmp_path):
+    clock = Clock()
+    with Outbox(tmp_path, clock=clock) as outbox:
+        outbox.append([new() for _ in range(5)])
+        for sequence in (2, 1, 3, 4):  # the order in which they were sent
+            clock.seconds += 1
+            outbox.hold([sequence])
+        assert outbox.confirm(outbox.id, 4, [(1, 2), (3, 3), (4, 4)]) == (0, 0)
+        assert outbox.confirm(outbox.id, 3, [(2, 3)], first=3) == (0, 0)  # of what is before first, it says nothing
+        assert outbox.confirm(outbox.id, 4, [(2, 3), (4, 4)]) == (1, 1)
+        assert [record.sequence for record in outbox.peek(1000, 10)] == [2, 5]
+        assert outbox.confirm(outbox.id, 4, [(1, 3), (2, 2)]) == (1, 1)
+
+
 def test_at_the_quota_what_the_hub_has_goes_before_what_it_has_not(tmp_path):
     with Outbox(tmp_path) as outbox:
         outbox.append([new(priority=0), new(priority=9)])
