@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease
+.PHONY: demo test lint bench callgrind fuzz offline-month build clean node fleet-spark prerelease
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -28,6 +28,10 @@ callgrind: $(READY)
 FUZZ_SECONDS ?= 10
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# Thirty days without a network in scaled time: half a gigabyte of quota, a step a minute, about ten minutes.
+offline-month: $(READY)
+	$(BIN)/python -m tests.offline_month
 
 # A generated fleet on Spark in two worker processes, one of them killed half-way; needs Java 17.
 fleet-spark: $(READY)
