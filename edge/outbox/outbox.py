@@ -58,6 +58,7 @@ class Outbox:
         self._quota_bytes = quota_bytes
         self._clock = clock
         self._lock = self._files.open_lock()
+        self._check: salvage.Check | None = None
         try:
             self._open()
         except BaseException:
@@ -73,15 +74,23 @@ class Outbox:
             self._enter()
 
     def _enter(self) -> None:
+        self._end_check()
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         with _translated(self._files):
-            salvage.enter(self._lock, self._files, self._quota_bytes)
+            is_checked = salvage.enter(self._lock, self._files, self._quota_bytes)
             self._db = database.connect(self._files.database, self._quota_bytes)
             database.check_format(self._db)
             self._may_grow = True
             self.id = database.id_of(self._db)
             self._ids = {self.id, value(self._db, "SELECT value FROM meta WHERE name = 'previous'")}
             self._version = value(self._db, "PRAGMA data_version")
+        if not is_checked:
+            self._check = salvage.Check(self._files, self._quota_bytes)
+
+    def _end_check(self) -> None:
+        if self._check is not None:
+            self._check.stop()
+            self._check = None
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +100,7 @@ class Outbox:
 
     def close(self) -> None:
         """Close; the last one out folds the log into the database, which marks a clean stop."""
+        self._end_check()
         with suppress(apsw.Error):
             self._db.close()
         with suppress(OSError):
