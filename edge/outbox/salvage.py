@@ -112,7 +112,7 @@ def _draft(files: Files, outbox: bytes, quota_bytes: int) -> apsw.Connection:
 
 
 def _is_sound(files: Files, quota_bytes: int) -> bool | None:
-    """Of the right format; and, after an unclean stop, whole, or None: too large to tell at once. Raises NewerFormat."""
+    """Of the right format; after an unclean stop whole, too, or None: too large to tell at once. Raises NewerFormat."""
     unclean = files.log.exists()
     deadline = time.monotonic() + CHECK_SECONDS
     try:
