@@ -98,6 +98,22 @@ def test_a_bound_makes_blocks_smaller() -> None:
     assert exact < len(block.encode_columns(columns))
 
 
+def test_a_block_of_signals_is_filled_to_its_limit() -> None:
+    frames = Frames()
+    for i in range(2000):
+        frames.append(10_000 * i + i * i % 77, 0, 1, (i * i % 997).to_bytes(8, "little"))
+    decoder = Decoder(MANIFEST)
+
+    def encode(count: int) -> bytes:
+        return block.encode(decoder.decode_batch(frames.slice(0, count)))
+
+    for limit in (30, 500, 1500):
+        count, made = block.fit(encode, len(frames), limit)
+        assert len(made) <= limit < len(encode(count + 1))
+    assert block.fit(encode, len(frames), 1 << 20)[0] == len(frames)
+    assert block.fit(encode, len(frames), 5) == (0, b"")
+
+
 def test_only_what_is_selected_is_in_the_block() -> None:
     decoder, columns = drive(1, 0)
     [(_, _, values)] = rows(block.decode(block.encode(columns, bytes([0, 1])), Plan(decoder.manifest)))
