@@ -131,6 +131,26 @@ def plot(table: Path, out: Path, vehicle: str, signals: tuple[str, ...], start: 
 
 
 @fleet.command()
+@click.argument("table", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="Table to write: .parquet or .csv.")
+@click.option("--manifest", type=PATH, help="Decoder manifest whose VSS signals count, instead of the table's own.")
+def vss(table: Path, out: Path, manifest: Path | None) -> None:
+    """A TABLE by VSS path, with converted values: time_us, path, value, text, vehicle, campaign, date."""
+    from edge.manifest import load
+    from fleet.decode import MANIFESTS, load_manifests, vehicles
+    from fleet.table import check, read
+    from fleet.vss import one_overlay, open_vss_writer
+
+    check(table)
+    overlay = load(manifest) if manifest else one_overlay(load_manifests(table / MANIFESTS))
+    rows = 0
+    with open_vss_writer(out, overlay) as writer:
+        for vehicle, _ in vehicles(table):  # one at a time is what must fit in memory
+            rows += writer.write(read(table, vehicle=vehicle))
+    click.echo(f"{out}: {rows:,} rows of {len(overlay.vss):,} VSS paths")
+
+
+@fleet.command()
 @click.argument("container")
 @click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="Folder to bring the blobs to.")
 @click.option("--prefix", default="", help="Only blobs whose name begins so, such as hub/00/2026/11.")
