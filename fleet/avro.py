@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
-from fleet.messages import Found, Place, Unreadable, take
+from fleet.messages import EVENT_NAMES, Found, Place, Unreadable, take
 
 CAPTURE_TIME = "%m/%d/%Y %I:%M:%S %p"
-# Names of an event's system properties, and those that the storage routing has for the same.
-CAPTURE_NAMES = {
-    "iothub-connection-device-id": "connectionDeviceId",
-    "iothub-connection-module-id": "connectionModuleId",
-    "content-type": "contentType",
-    "content_type": "contentType",
-}
 
 
 def read(path: Path) -> Iterator[Found]:
@@ -46,7 +39,7 @@ def read(path: Path) -> Iterator[Found]:
 
 def _take(place: Place, record: Any) -> Found:
     try:
-        system = {CAPTURE_NAMES.get(name, name): _text(value) for name, value in record["SystemProperties"].items()}
+        system = {EVENT_NAMES.get(name, name): _text(value) for name, value in record["SystemProperties"].items()}
         return take(place, system, _time(record["EnqueuedTimeUtc"]), _body(record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Unreadable(place, f"no message of IoT Hub or Event Hubs ({type(error).__name__}: {error})")

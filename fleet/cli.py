@@ -151,6 +151,38 @@ def vss(table: Path, out: Path, manifest: Path | None) -> None:
 
 
 @fleet.command()
+@click.argument("hub", required=False, default="")
+@click.option("-o", "--out", type=PATH, required=True, metavar="TABLE", help="Folder of the table; it grows.")
+@click.option("--manifest", "manifests", type=PATH, help="Decoder manifest, or a folder of them; the table keeps them.")
+@click.option("--once", is_flag=True, help="End when all that is there now has come; without it, at Ctrl-C.")
+@click.option("--build-seconds", type=click.FloatRange(1), default=60, show_default=True, help="Between two builds.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="one a core")
+@click.option("--json", "as_json", is_flag=True, help="The audit as JSON.")
+def follow(
+    hub: str, out: Path, manifests: Path | None, once: bool, build_seconds: float, jobs: int, as_json: bool
+) -> None:
+    """Add events to TABLE as they come: of the Event Hub (or IoT Hub's endpoint) whose connection string is in
+    EVENTHUB_CONNECTION_STRING, or of HUB, kafka://HOST:PORT/TOPIC.
+
+    Where it goes on is kept in the table. Exit status 1 if something is missing, or could not be read.
+    """
+    from edge.errors import InputError
+    from fleet import eventhub
+
+    text = hub or os.environ.get("EVENTHUB_CONNECTION_STRING", "")
+    if not text:
+        way_out = "set EVENTHUB_CONNECTION_STRING, or give kafka://HOST:PORT/TOPIC"
+        raise InputError("event hub", "none was named", way_out)
+    if hub and not hub.startswith("kafka://"):
+        way_out = "a connection string goes into EVENTHUB_CONNECTION_STRING, where others do not see it"
+        raise InputError("event hub", "HUB is no kafka://HOST:PORT/TOPIC", way_out)
+    found = eventhub.follow(
+        eventhub.eventhub_of(text), out, manifests, once=once, build_s=build_seconds, jobs=jobs, say=click.echo
+    )
+    _show(found, as_json)
+
+
+@fleet.command()
 @click.argument("container")
 @click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="Folder to bring the blobs to.")
 @click.option("--prefix", default="", help="Only blobs whose name begins so, such as hub/00/2026/11.")

@@ -24,11 +24,11 @@ from edge import manifest as manifest_files
 from edge.durable import write_durably
 from edge.errors import InputError
 from edge.manifest import DecoderManifest
-from fleet import messages, report
+from fleet import files, report
 from fleet.archive import Archive
 from fleet.audit import Audit
 from fleet.build import Lines, build, needs_build
-from fleet.messages import Other, Received, Unreadable
+from fleet.messages import Found, Received, Unreadable
 from fleet.table import TABLE_FILE
 
 AUDIT_FILE = "_audit.json"
@@ -55,14 +55,20 @@ def decode(
     is a folder of something else.
     """
     table = Path(table)
-    paths = messages.files(folders)
+    paths = files.files(folders)
     with open_table(table):
-        known = _manifests(manifests, table)
+        known = keep_manifests(manifests, table)
         _receive(paths, table, batch_bytes, lambda part: progress(0.3 * part))
-        _build(table, known, jobs, lambda part: progress(0.3 + 0.6 * part))
-        audit = report.audit(table)
-        write_durably(table / AUDIT_FILE, [msgspec.json.format(msgspec.json.encode(audit))])
+        audit = update(table, known, jobs, lambda part: progress(0.3 + 0.6 * part))
     progress(1.0)
+    return audit
+
+
+def update(table: Path, manifests: Manifests, jobs: int = 1, progress: Progress = lambda part: None) -> Audit:
+    """Bring the files of an open table up to what its archives hold."""
+    _build(table, manifests, jobs, progress)
+    audit = report.audit(table)
+    write_durably(table / AUDIT_FILE, [msgspec.json.format(msgspec.json.encode(audit))])
     return audit
 
 
@@ -110,7 +116,7 @@ def load_manifests(folder: Path) -> dict[str, DecoderManifest]:
     return found
 
 
-def _manifests(given: Manifests | Path | str | None, table: Path) -> Manifests:
+def keep_manifests(given: Manifests | Path | str | None, table: Path) -> Manifests:
     """Those given and those that the table has; it keeps a copy of each, so that it can always be built again."""
     kept = table / MANIFESTS
     found = load_manifests(kept) if kept.is_dir() else {}
@@ -137,28 +143,44 @@ def vehicles(table: Path) -> list[tuple[str, Path]]:
 
 def _receive(paths: list[Path], table: Path, batch_bytes: int, progress: Progress) -> None:
     """Put what is new into the archives, a batch of messages at a time."""
-    findings, batch, size = report.Findings(table), dict[str, list[Received]](), 0
+    intake = Intake(table)
     for done, path in enumerate(paths, start=1):
-        findings.begin(path)
-        for found in messages.read(path):
-            if isinstance(found, Received):
-                batch.setdefault(found.vehicle, []).append(found)
-                size += len(found.body)
-            elif isinstance(found, Unreadable):
-                findings.problem(path, str(found))
-            elif isinstance(found, Other):
-                findings.other(path)
-            if size >= batch_bytes:
-                _archive(batch, table)
-                batch, size = {}, 0
+        intake.findings.begin(path)
+        for found in files.read(path):
+            intake.take(found)
+            if intake.bytes >= batch_bytes:
+                intake.archive()
         progress(done / len(paths))
-    _archive(batch, table)
-    findings.save()
+    intake.save()
 
 
-def _archive(batch: Mapping[str, list[Received]], table: Path) -> None:
-    for vehicle, received in batch.items():
-        Archive(folder_of(table, vehicle)).add(received)
+class Intake:
+    """Messages on their way into the archives of an open table; bytes: of those not yet there."""
+
+    def __init__(self, table: Path) -> None:
+        self.findings = report.Findings(table)
+        self.bytes = 0
+        self._table = table
+        self._batch: dict[str, list[Received]] = {}
+
+    def take(self, found: Found) -> None:
+        if isinstance(found, Received):
+            self._batch.setdefault(found.vehicle, []).append(found)
+            self.bytes += len(found.body)
+        elif isinstance(found, Unreadable):
+            self.findings.problem(found.place.path, str(found))
+        else:
+            self.findings.other(found.place.path)
+
+    def archive(self) -> None:
+        for vehicle, received in self._batch.items():
+            Archive(folder_of(self._table, vehicle)).add(received)
+        self._batch, self.bytes = {}, 0
+
+    def save(self) -> None:
+        """All that was taken is durable when this returns."""
+        self.archive()
+        self.findings.save()
 
 
 def _build(table: Path, manifests: Manifests, jobs: int, progress: Progress) -> None:

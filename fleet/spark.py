@@ -4,7 +4,7 @@
                                                        └──applyInArrow──► offset to UTC, by vehicle
                                                                            (of all blocks of a boot)
 
-Spark reads, shuffles, retries and writes; the steps in between are those of the single machine (fleet/messages.py,
+Spark reads, shuffles, retries and writes; the steps in between are those of the single machine (fleet/files.py,
 clock.py, build.py), and so are the rows. Files must be where the workers can read them.
 """
 
@@ -19,7 +19,7 @@ from pyspark.sql import functions as f
 
 from edge.errors import BlockCorrupt
 from edge.message import Clock, Quality
-from fleet import messages
+from fleet import files as message_files
 from fleet.archive import read_block
 from fleet.build import Lines, decode_rows, rank
 from fleet.clock import Clocks
@@ -70,7 +70,7 @@ class Decoded(NamedTuple):
 
 def decode(spark: SparkSession, folders: Iterable[Path | str], manifests: Path | str) -> Decoded:
     """Lazy, as all of Spark. Raises InputError: no such folder, or a manifest file is damaged."""
-    paths = [(str(path),) for path in messages.files(folders)]
+    paths = [(str(path),) for path in message_files.files(folders)]
     load_manifests(Path(manifests))
     width = max(1, min(len(paths), 4 * spark.sparkContext.defaultParallelism))
     files = spark.createDataFrame(paths, "path string").repartition(width)
@@ -104,7 +104,7 @@ def _records(batches: Batches) -> Iterator[pa.RecordBatch]:
     size = 0
     for batch in batches:
         for path in batch.column("path").to_pylist():
-            for message in messages.read(Path(path)):
+            for message in message_files.read(Path(path)):
                 if isinstance(message, Received):
                     rows += _of_message(message)
                     size += len(message.body)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet import avro, messages
+from fleet import avro, files, messages
 from fleet.decode import decode
 from fleet.generate import write
 from fleet.table import read
@@ -50,7 +50,7 @@ def made(tmp_path_factory: Any) -> Path:
 
 
 def received(folder: Path) -> list[messages.Received]:
-    found = [message for path in messages.files([folder]) for message in messages.read(path)]
+    found = [message for path in files.files([folder]) for message in files.read(path)]
     assert all(isinstance(message, messages.Received) for message in found)
     return found  # type: ignore[return-value]
 
@@ -120,7 +120,7 @@ def test_a_file_that_is_cut_gives_what_comes_before_the_cut_and_is_named(made: P
     path = store(tmp_path / "cut/07.avro", ROUTING, [routed(one) for one in found])
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    *whole, last = messages.read(path)
+    *whole, last = files.read(path)
     assert 0 < len(whole) < len(found)
     assert [one.body for one in whole if isinstance(one, messages.Received)] == [m.body for m in found[: len(whole)]]
     assert isinstance(last, messages.Unreadable)
@@ -142,7 +142,7 @@ def test_records_that_are_no_message_of_ours_are_named_with_their_number(made: P
         {**routed(first), "Body": None},
         {**routed(first), "SystemProperties": {}},
     ]
-    found = list(messages.read(store(tmp_path / "07.avro", ROUTING, rows)))
+    found = list(files.read(store(tmp_path / "07.avro", ROUTING, rows)))
     kinds = [type(one).__name__ for one in found]
     assert kinds == ["Received", "Other", "Unreadable", "Unreadable", "Unreadable", "Unreadable"]
     problems = [str(one).partition("07.avro:")[2] for one in found[2:]]
@@ -162,5 +162,5 @@ def test_no_bytes_in_an_avro_file_stop_the_reading(made: Path, tmp_path_factory:
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(data.draw(st.sampled_from([bytes(content), b"Obj\x01" + bytes(content[:40]), b""])))
-    for found in messages.read(path):
+    for found in files.read(path):
         assert isinstance(found, messages.Received | messages.Unreadable | messages.Other)
