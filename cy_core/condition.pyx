@@ -8,7 +8,7 @@ either. A program is run at frames that carry one of its operands, and at the fi
 could change by itself; in between its value stands. A frame is a hit where the program is true and the frame carries
 an operand, or where it becomes true. tests/reference/condition.py says the same, slowly, frame by frame.
 """
-from libc.math cimport NAN, fabs, isfinite, isnan
+from libc.math cimport NAN, ceil, fabs, floor, isfinite, isnan, nearbyint
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -26,12 +26,13 @@ cdef enum:
     WINDOW_MOST = 65536         # samples of a window: the oldest goes where there are more
 
 cdef enum op_t:
-    CONST, VALUE, RAW, NEG, ABS, ADD, SUB, MUL, DIV, MIN, MAX, LT, LE, GT, GE, EQ, NE, NOT, AND, OR, RISING, FALLING
+    CONST, VALUE, RAW, NEG, ABS, FLOOR, CEIL, ROUND, ADD, SUB, MUL, DIV, MIN, MAX, LT, LE, GT, GE, EQ, NE, NOT, AND, OR, RISING, FALLING
     CHANGED, FOR, STALE, AVG, MIN_S, MAX_S, COUNT
 
 # By name, as edge/condition.py writes them; and what each does to the depth of the stack.
 OPS = {
-    "CONST": (CONST, 1), "VALUE": (VALUE, 1), "RAW": (RAW, 1), "NEG": (NEG, 0), "ABS": (ABS, 0), "ADD": (ADD, -1),
+    "CONST": (CONST, 1), "VALUE": (VALUE, 1), "RAW": (RAW, 1), "NEG": (NEG, 0), "ABS": (ABS, 0),
+    "FLOOR": (FLOOR, 0), "CEIL": (CEIL, 0), "ROUND": (ROUND, 0), "ADD": (ADD, -1),
     "SUB": (SUB, -1), "MUL": (MUL, -1), "DIV": (DIV, -1), "MIN": (MIN, -1), "MAX": (MAX, -1), "LT": (LT, -1),
     "LE": (LE, -1), "GT": (GT, -1), "GE": (GE, -1), "EQ": (EQ, -1), "NE": (NE, -1), "NOT": (NOT, 0), "AND": (AND, -1),
     "OR": (OR, -1), "RISING": (RISING, 0), "FALLING": (FALLING, 0), "CHANGED": (CHANGED, 0), "FOR": (FOR, 0),
@@ -267,6 +268,12 @@ cdef class Condition:
                 stack[top] = -stack[top]
             elif step.op == ABS:
                 stack[top] = fabs(stack[top])
+            elif step.op == FLOOR:
+                stack[top] = floor(stack[top])
+            elif step.op == CEIL:
+                stack[top] = ceil(stack[top])
+            elif step.op == ROUND:
+                stack[top] = nearbyint(stack[top])
             elif step.op <= OR and step.op != NOT:
                 top -= 1
                 stack[top] = _binary(step.op, stack[top], stack[top + 1])

@@ -126,15 +126,18 @@ cdef class Reducer:
         Raises ValueError: columns of another plan.
         """
         cdef Py_ssize_t i, kept
+        cdef int32_t group
         if columns.plan is not self.plan or into.plan is not self.plan or into.exports or into is columns:
             raise ValueError("columns of another plan, or still being looked at, cannot be used here")
         into.forget()
         into.frames = columns.frames
         with nogil:
             self._link_groups(columns)
-            for i in range(columns.group_count):
-                self._whole(columns, &columns.group_rows[i], into)
-            for i in range(self.plan.message_count):
+            for i in range(self.plan.message_count):    # message by message: groups side by side can share rows
+                group = self.heads[i]
+                while group >= 0:
+                    self._whole(columns, &columns.group_rows[group], into)
+                    group = self.nexts[group]
                 if self.heads[i] >= 0:
                     self._message(columns, i, into)
             self._close_windows(into, now_us, last)

@@ -12,7 +12,7 @@ docs/formats/block.md gives every byte. Blocks of every version ever released st
 import struct
 import threading
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cy_core.columns import Columns
 from cy_core.crc32c import crc32c
@@ -55,6 +55,39 @@ def _cold() -> Table:
     except AttributeError:
         _threads.cold = Table()
         return _threads.cold  # type: ignore[no-any-return]
+
+
+# -- a block of a given size ---------------------------------------------------------------------------------
+
+
+def fit(encode: Callable[[int], bytes], count: int, limit_bytes: int) -> tuple[int, bytes]:
+    """Trial encoding: (how many of count items fit into limit_bytes, their block); (0, b"") if not even one does.
+
+    encode(n), 1 <= n <= count, gives the block of the first n items: frames, samples, whatever it cuts by; it may
+    have other things in it that count, such as an envelope. The block fits, and with one item more it would not;
+    larger blocks are not looked at, so a rare one of them may fit as well (sizes mostly grow, but not always).
+    encode is called about nine times, never more than 3 log2(count) + 2 times.
+
+        limit = units * UNIT_BYTES - envelope
+        taken, block = fit(lambda n: encode_frames(frames, buses, table, tick_us, start, start + n), count, limit)
+    """
+    if count < 1:
+        return 0, b""
+    fits, found, fits_bytes = 0, b"", 0
+    over, block = count, encode(count)
+    if len(block) <= limit_bytes:
+        return count, block
+    over_bytes, bad = len(block), 0  # bad: guesses in a row that left more than half
+    while (span := over - fits) > 1:
+        at = span // 2 if bad == 2 else span * max(0, limit_bytes - fits_bytes) // max(1, over_bytes - fits_bytes)
+        at = min(max(fits + at, fits + 1), over - 1)
+        block = encode(at)
+        if len(block) <= limit_bytes:
+            fits, found, fits_bytes = at, block, len(block)
+        else:
+            over, over_bytes = at, len(block)
+        bad = bad + 1 if bad < 2 and 2 * (over - fits) > span else 0
+    return fits, found
 
 
 # -- frames --------------------------------------------------------------------------------------------------

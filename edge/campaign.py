@@ -7,10 +7,9 @@ A document is compiled against the manifest to a Selection: a byte for each sign
 campaign names never leaves the vehicle.
 """
 
-import fnmatch
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -19,7 +18,7 @@ import msgspec
 
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal
+from edge.manifest import DecoderManifest, Signal, VssSignal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
@@ -48,8 +47,8 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts; `/` is taken
-    for `.`, because names in a twin must not have dots.
+    """signals: rules by globs over `Message.Signal`, `bus.Message.Signal` or VSS paths, the most specific
+    one counts; `/` is taken for `.`, because names in a twin must not have dots.
 
     priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
     when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
@@ -167,27 +166,34 @@ def _check_event(place: str, campaign: Campaign, is_snapshot: bool) -> None:
 
 def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
     """For each signal the rule of the most specific entry that matches it."""
-    chosen: dict[int, tuple[str, SignalRule]] = {}
+    chosen: dict[int, tuple[str, SignalRule, list[VssSignal]]] = {}
     for glob in sorted(campaign.signals, key=_specificity):
         dotted = glob.replace("/", ".")
-        matches = names.find(dotted) or _matches(dotted, names)
+        matches = names.matches(dotted)
         if not matches:
             raise InputError(f"{place}: signals.{glob}", "matches no signal of the manifest", names.closest(dotted))
         _check_rule(f"{place}: signals.{glob}", campaign.signals[glob])
-        named = [number for number in matches if is_private(dotted) or not is_private(names.signals[number][0])]
+        named = [number for number in matches if not _is_withheld(number, dotted, names)]
         if not named:
-            first = names.signals[matches[0]][0]
+            first = names.signals[next(iter(matches))][0]
             raise InputError(
                 f"{place}: signals.{glob}", "matches nothing but identifiers of the vehicle", f"name {first}"
             )
         for number in named:
-            chosen[number] = glob, campaign.signals[glob]
+            chosen[number] = glob, campaign.signals[glob], matches[number]
     dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
     rules = [dropped] * len(names.signals)
-    for number, (glob, rule) in chosen.items():
+    for number, (glob, rule, paths) in chosen.items():
         full, _, signal = names.signals[number]
-        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
+        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob, paths)
     return rules
+
+
+def _is_withheld(number: int, entry: str, names: Names) -> bool:
+    """An identifier, or what VSS tags as private, that the entry does not name."""
+    if names.find(entry):
+        return False
+    return names.is_tagged(number) or (is_private(names.signals[number][0]) and not is_private(entry))
 
 
 def is_private(name: str) -> bool:
@@ -222,8 +228,10 @@ EXAMPLES = {
 KEEP_BITS = {"first": 1, "last": 2, "min": 4, "max": 8}  # cy_core.reduce.KEEP
 
 
-def _rule(place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool) -> Rule:
-    bound = _max_error(f"{place}.max_error", rule.max_error, name, signal)
+def _rule(
+    place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool, paths: Sequence[VssSignal] = ()
+) -> Rule:
+    bound = _max_error(f"{place}.max_error", rule.max_error, name, signal, paths)
     labels = tuple(sorted(signal.labels)) if not signal.is_float else ()
     kind = rule.filter
     if kind == "curvelog" and signal.labels and is_glob and len(signal.labels) > 2:
@@ -243,8 +251,9 @@ def _rule(place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool
     )
 
 
-def _max_error(place: str, value: float | str, name: str, signal: Signal) -> float:
-    """The bound in raw units, never more than what was asked for."""
+def _max_error(place: str, value: float | str, name: str, signal: Signal, paths: Sequence[VssSignal] = ()) -> float:
+    """The bound in raw units, never more than what was asked for; a number is in the unit of the VSS paths, if any."""
+    scale = _scale(place, name, paths) if value and not isinstance(value, str) else 1.0
     if isinstance(value, str):
         percent = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)
         if percent is None:
@@ -256,11 +265,20 @@ def _max_error(place: str, value: float | str, name: str, signal: Signal) -> flo
         value = share * _range(place, name, signal)
     if not math.isfinite(value) or value < 0:
         raise InputError(place, f"{value} is no error bound", "0 (exact) or more")
-    if value == 0 or signal.factor == 0:
+    if value == 0 or signal.factor == 0 or scale == 0:
         return 0.0
-    exact = Fraction(value) / abs(Fraction(str(signal.factor)))
+    exact = Fraction(value) / abs(Fraction(str(signal.factor))) / Fraction(scale)
     bound = float(exact)
     return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)
+
+
+def _scale(place: str, name: str, paths: Sequence[VssSignal]) -> float:
+    """How many units of these VSS paths one unit of their signal is."""
+    lines = [path.line for path in paths]
+    if None in lines:
+        odd = paths[lines.index(None)].path
+        raise InputError(place, f"{odd} is no line of its signal", f"name {name} to bound its error")
+    return max((abs(line[0]) for line in lines if line is not None), default=1.0)
 
 
 def _range(place: str, name: str, signal: Signal) -> float:
@@ -271,15 +289,6 @@ def _range(place: str, name: str, signal: Signal) -> float:
         raise InputError(place, f"{name} is a float without a range in the database", "give a number")
     low, high = raw_range(signal)
     return float((high - low) * abs(signal.factor))
-
-
-def _matches(glob: str, names: Names) -> list[int]:
-    pattern = re.compile(fnmatch.translate(glob))
-    return [
-        number
-        for number, (name, message, _) in enumerate(names.signals)
-        if pattern.match(name) or pattern.match(f"{message.bus}.{name}")
-    ]
 
 
 def _specificity(glob: str) -> tuple[bool, int, str]:

@@ -101,7 +101,8 @@ def signals(databases: tuple[Path, ...], as_json: bool) -> None:
         labels = ", ".join(f"{raw}={text}" for raw, text in list(row["labels"].items())[:4])
         more = ", …" if len(row["labels"]) > 4 else ""
         step = f"{row['factor']:g} {row['unit']}".strip()
-        click.echo(f"{row['name']:{width}}  {row['bits']:2} bit  {step:14} {labels}{more}".rstrip())
+        vss = "".join(f"  {path}" for path in row["vss"])
+        click.echo(f"{row['name']:{width}}  {row['bits']:2} bit  {step:14} {labels}{more}{vss}".rstrip())
     click.echo(f"{len(rows):,} signals", err=True)
 
 
@@ -110,14 +111,33 @@ def signals(databases: tuple[Path, ...], as_json: bool) -> None:
 @click.option(
     "--protocol", "protocols", multiple=True, metavar="NAME=PROTOCOL", help="Of a bus: j1939, nmea2000, isotp…"
 )
+@click.option(
+    "--vss", "overlays", multiple=True, metavar="FILE[,FILE…]", help="Overlays that map signals to VSS paths."
+)
+@click.option("--vss-spec", "trees", multiple=True, metavar="FILE[,FILE…]", help="VSS tree: an export as JSON or YAML.")
 @click.option("-o", "--out", type=FILE, required=True, help="Decoder manifest to write.")
 @click.option("--strict", is_flag=True, help="Exit with 1, and write nothing, if there was anything to diagnose.")
-def compile_manifest(buses: tuple[str, ...], protocols: tuple[str, ...], out: Path, strict: bool) -> None:
+def compile_manifest(
+    buses: tuple[str, ...],
+    protocols: tuple[str, ...],
+    overlays: tuple[str, ...],
+    trees: tuple[str, ...],
+    out: Path,
+    strict: bool,
+) -> None:
     """Build a decoder manifest from databases: all that vehicle and cloud need."""
     from edge.database import compile_databases
 
     named = dict(protocol.partition("=")[::2] for protocol in protocols)
     manifest, diagnostics = compile_databases(_bus_files(buses), named)
+    if trees and not overlays:
+        raise click.UsageError("--vss-spec needs --vss: the overlay says which signal is which path")
+    if overlays:
+        from edge.vss import add_vss
+
+        files, spec = ([Path(name) for text in texts for name in text.split(",")] for texts in (overlays, trees))
+        manifest, odd = add_vss(manifest, files, spec)
+        diagnostics += odd
     for diagnostic in diagnostics:
         click.echo(str(diagnostic), err=True)
     if strict and diagnostics:
@@ -126,7 +146,8 @@ def compile_manifest(buses: tuple[str, ...], protocols: tuple[str, ...], out: Pa
     manifest.save(out)
     count = sum(len(message.signals) for message in manifest.messages)
     click.echo(
-        f"{out}: {count:,} signals in {len(manifest.messages):,} messages on {', '.join(manifest.buses)}; "
+        f"{out}: {count:,} signals in {len(manifest.messages):,} messages on {', '.join(manifest.buses)}"
+        f"{f', {len(manifest.vss):,} VSS paths' if overlays else ''}; "
         f"sha256:{manifest.hash[:16]}…; {len(diagnostics)} diagnostics"
     )
 
@@ -135,14 +156,15 @@ def compile_manifest(buses: tuple[str, ...], protocols: tuple[str, ...], out: Pa
 @click.argument("log", type=FILE)
 @click.option("--manifest", type=FILE, required=True)
 @click.option("-o", "--out", type=FILE, required=True, help="Table to write: .parquet or .csv.")
-def decode(log: Path, manifest: Path, out: Path) -> None:
+@click.option("--vss", is_flag=True, help="By VSS path, converted: time_us, path, value, text.")
+def decode(log: Path, manifest: Path, out: Path, vss: bool) -> None:
     """A recording to a table of samples: time_us, bus, message, signal, raw, value, label."""
     from edge import manifest as manifests
     from fleet.log import decode_log
 
     _make_folder(out)
     with Progress("decoding", max(1, log.stat().st_size if log.exists() else 1)) as progress:
-        result = decode_log(log, manifests.load(manifest), out, progress.to)
+        result = decode_log(log, manifests.load(manifest), out, progress.to, vss)
     click.echo(str(result))
     for problem in result.problems:
         click.echo(f"bordnetz: {problem}", err=True)
@@ -328,7 +350,11 @@ def _bus_files(buses: Iterable[str]) -> dict[str, list[Path]]:
 
 
 def _signal_rows(path: Path) -> Iterable[dict[str, Any]]:
-    for name, message, signal in _manifest_of(path).names():
+    manifest = _manifest_of(path)
+    paths: dict[int, list[str]] = {}
+    for row in manifest.vss:
+        paths.setdefault(row.signal, []).append(row.path)
+    for place, (name, message, signal) in enumerate(manifest.names()):
         yield {
             "name": name,
             "id": f"{message.id:X}",
@@ -340,6 +366,7 @@ def _signal_rows(path: Path) -> Iterable[dict[str, Any]]:
             "maximum": signal.maximum,
             "labels": signal.labels,
             "cycle_ms": message.cycle_ms,
+            "vss": paths.get(place, []),
         }
 
 

@@ -2,20 +2,23 @@
 
     "rising(BRAKE.PRESSURE > 80 and SPEED.SPEED > 50)"  ──ast──► tree ──types──► steps of a stack machine
 
-A signal is a number (its physical value), compared with numbers or, where the database has labels, with a label in
-quotes. Only comparisons and the functions below are true or false; `and`, `or`, `not` take those alone, so a signal
-by itself is no condition. docs/campaigns.md has the language.
+A signal is a number (its physical value; by its VSS path what that path makes of it), compared with numbers or, where
+the database has labels, with a label in quotes. Only comparisons, booleans of VSS and the functions below are true or
+false; `and`, `or`, `not` take those alone, so another signal by itself is no condition. docs/campaigns.md has the
+language.
 """
 
 import ast
+import fnmatch
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
 from cy_core.condition import OPS, Condition
 from cy_core.plan import Plan
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, no_values
+from edge.manifest import DecoderManifest, Message, Signal, VssSignal, no_values
 
 MOST_CHARACTERS = 4096
 MOST_STEPS = 1000
@@ -60,18 +63,39 @@ class Program(NamedTuple):
 
 
 class Names:
-    """Signals of a manifest by the names that a person may use: Message.Signal, or bus.Message.Signal."""
+    """Signals of a manifest by the names that a person may use: Message.Signal, bus.Message.Signal, or a VSS path."""
 
     def __init__(self, manifest: DecoderManifest) -> None:
         self.signals: list[tuple[str, Message, Signal]] = list(manifest.names())
         self.buses = manifest.buses
+        self.vss = {row.path: row for row in manifest.vss}
         self._places: dict[str, list[int]] = {}
         for place, (name, message, _) in enumerate(self.signals):
             self._places.setdefault(name, []).append(place)
             self._places.setdefault(f"{message.bus}.{name}", []).append(place)
+        for row in manifest.vss:
+            self._places.setdefault(row.path, []).append(row.signal)
+        self._tagged = {row.signal for row in manifest.vss if row.private}
 
     def find(self, name: str) -> list[int]:
         return self._places.get(name, [])
+
+    def matches(self, glob: str) -> dict[int, list[VssSignal]]:
+        """The signals that a name or a glob means, in their order; with the VSS paths, where it is by those alone."""
+        fits = re.compile(fnmatch.translate(glob)).match
+        found: dict[int, list[VssSignal]] = {}
+        own: set[int] = set()
+        for name, places in self._places.items() if glob not in self._places else [(glob, self._places[glob])]:
+            if name == glob or fits(name):
+                row = self.vss.get(name)
+                for place in places:
+                    found.setdefault(place, []).extend([row] if row else [])
+                own.update(() if row else places)
+        return {place: [] if place in own else found[place] for place in sorted(found)}
+
+    def is_tagged(self, place: int) -> bool:
+        """Whether VSS tags this signal as private."""
+        return place in self._tagged
 
     def closest(self, name: str) -> str:
         """The way out for a name that is not there."""
@@ -135,6 +159,8 @@ class _Compiler:
             self._step("NOT")
         elif isinstance(node, ast.Compare):
             self._compare(node)
+        elif self._vss(node) is not None:
+            self._value(node)
         else:
             assert isinstance(node, ast.Call)
             self._call(node)
@@ -149,10 +175,15 @@ class _Compiler:
                 self._step("AND")
 
     def _pair(self, node: ast.Compare, left: ast.expr, op: str, right: ast.expr) -> None:
-        if _is_text(left):
+        if _is_text(left) or _is_truth(left):
             left, op, right = right, MIRRORED[op], left
         if _is_text(right):
             self._label(node, left, op, right)
+            return
+        if _is_truth(right) and self._kind(left) == LOGIC and op in ("EQ", "NE"):
+            self.logic(left)
+            if (op == "EQ") != right.value:  # type: ignore[attr-defined]
+                self._step("NOT")
             return
         self._check_range(node, left, op, right)
         self._check_range(node, right, MIRRORED[op], left)
@@ -169,23 +200,44 @@ class _Compiler:
             self._fail(node, "labels have no order", "use == or !=")
         operand = self._operand(left)
         name, _, signal = self._names.signals[self.operands[operand]]
-        raws = [raw for raw, label in signal.labels.items() if label == right.value]
+        vss = self._vss(left)
+        labels = vss.values if vss is not None else signal.labels
+        raws = [raw for raw, label in labels.items() if label == right.value]
         if not raws:
-            close = _close(str(right.value), signal.labels.values(), n=1, cutoff=0.4)
-            known = ", ".join(repr(label) for label in list(signal.labels.values())[:8])
+            name = name if vss is None else vss.path
+            texts = [label for label in labels.values() if isinstance(label, str)]
+            close = _close(str(right.value), texts, n=1, cutoff=0.4)
+            known = ", ".join(repr(label) for label in texts[:8])
             self._fail(
                 right,
                 f"{name} has no label {right.value!r}",
                 f"did you mean {close[0]!r}?" if close else f"it has {known}" if known else "compare it with a number",
             )
+        if vss is not None and vss.steps is None:
+            self._mapped(operand, {raw: float(raw in raws) for raw in labels})
+        else:
+            self._is_one_of(operand, raws)
+        if op == "NE":
+            self._step("NOT")
+
+    def _is_one_of(self, operand: int, raws: Iterable[int]) -> None:
         for number, raw in enumerate(raws):
             self._step("RAW", operand)
             self._step("CONST", number=float(raw))
             self._step("EQ")
             if number:
                 self._step("OR")
-        if op == "NE":
-            self._step("NOT")
+
+    def _mapped(self, operand: int, numbers: Mapping[int, float]) -> None:
+        """The number that the raw value has here; undefined for others: the sum of (is it) * number, by (is it any)."""
+        self._step("CONST")
+        for value in sorted(set(numbers.values()) - {0.0}):
+            self._is_one_of(operand, [raw for raw, number in numbers.items() if number == value])
+            self._step("CONST", number=value)
+            self._step("MUL")
+            self._step("ADD")
+        self._is_one_of(operand, numbers)
+        self._step("DIV")
 
     def _check_range(self, node: ast.expr, left: ast.expr, op: str, right: ast.expr) -> None:
         """A comparison that no value of the signal's bits can make true is a mistake."""
@@ -194,6 +246,11 @@ class _Compiler:
             return
         name, _, signal = self._names.signals[self._place_of(left)]
         low, high = physical_range(signal)
+        if (vss := self._vss(left)) is not None:
+            if vss.line is None:
+                return
+            (a, b), name = vss.line, vss.path
+            low, high = sorted((a * low + b, a * high + b))
         if (
             (op == "GT" and limit >= high)
             or (op == "GE" and limit > high)
@@ -201,7 +258,8 @@ class _Compiler:
             or (op == "LE" and limit < low)
             or (op == "EQ" and not low <= limit <= high)
         ):
-            unit = f" {signal.unit}" if signal.unit else ""
+            unit = vss.unit if vss is not None else signal.unit
+            unit = f" {unit}" if unit else ""
             self._fail(node, f"is never true: {name} can be {low:g} to {high:g}{unit}", "compare with another number")
 
     # -- numbers
@@ -210,8 +268,8 @@ class _Compiler:
         value = _constant(node)
         if value is not None:
             self._step("CONST", number=value)
-        elif self._signal_name(node) is not None:
-            self._step("VALUE", self._operand(node))
+        elif self._signal_name(node) is not None and self._kind(node) == NUMBER:
+            self._value(node)
         elif self._kind(node) == LOGIC or _is_text(node):
             self._fail(
                 node,
@@ -233,6 +291,29 @@ class _Compiler:
         else:
             self._fail(node, f"{ast.unparse(node)[:40]} cannot be used here", "use signals, numbers and functions")
 
+    def _value(self, node: ast.expr) -> None:
+        """A signal's last value; converted, where it is named by its VSS path."""
+        operand, vss = self._operand(node), self._vss(node)
+        if vss is None:
+            self._step("VALUE", operand)
+        elif vss.steps is not None:
+            self._converted(vss.steps, "VALUE", operand)
+            if vss.values:  # raw values that say why there is none
+                self._is_one_of(operand, vss.values)
+                self._step("NOT")
+                self._step("DIV")
+        elif any(isinstance(value, str) for value in vss.values.values()):
+            self._fail(node, f"{vss.path} is a text, not {NUMBER}", f"as in {vss.path} == 'TEXT'")
+        else:
+            self._mapped(operand, {raw: float(value) for raw, value in vss.values.items()})
+
+    def _converted(self, steps: Iterable[tuple[str, float]], of: str, operand: int, span_us: int = 0) -> None:
+        for op, number in steps:
+            if op == "X":
+                self._step(of, operand, span_us)
+            else:
+                self._step(op, number=number)
+
     # -- functions
 
     def _call(self, node: ast.Call) -> None:
@@ -253,8 +334,17 @@ class _Compiler:
             self._arguments(node, name, 2, 2)
             if self._signal_name(node.args[0]) is None:
                 self._fail(node.args[0], f"{name} is of a signal", f"as in {USAGE[name]}")
-            span_us = self._seconds(node.args[1])
-            self._step(WINDOWS.get(name, "STALE"), self._operand(node.args[0]), span_us)
+            span_us, op, vss = self._seconds(node.args[1]), WINDOWS.get(name, "STALE"), self._vss(node.args[0])
+            operand = self._operand(node.args[0])
+            if vss is None or op in ("STALE", "COUNT"):
+                self._step(op, operand, span_us)
+                return
+            if vss.steps is None or vss.line is None:
+                own = self._names.signals[vss.signal][0]
+                self._fail(node, f"{name} of {vss.path}, which is no line of its signal", f"use {own}")
+            if vss.line[0] < 0:
+                op = {"MIN_S": "MAX_S", "MAX_S": "MIN_S"}.get(op, op)
+            self._converted(vss.steps, op, operand, span_us)
         elif name == "for_s":
             self._arguments(node, name, 2, 2)
             self.logic(node.args[0])
@@ -313,6 +403,11 @@ class _Compiler:
             self._fail(node, f"{name} comes in several frames, which no condition sees", "use a message of one frame")
         return places[0]
 
+    def _vss(self, node: ast.expr) -> VssSignal | None:
+        """What a node names by its VSS path."""
+        name = self._signal_name(node)
+        return self._names.vss.get(name) if name is not None else None
+
     def _operand(self, node: ast.expr) -> int:
         place = self._place_of(node)
         if place not in self.operands:
@@ -326,6 +421,8 @@ class _Compiler:
             return LOGIC
         if isinstance(node, ast.UnaryOp):
             return LOGIC if isinstance(node.op, ast.Not) else NUMBER
+        if (vss := self._vss(node)) is not None:
+            return LOGIC if vss.datatype == "boolean" else NUMBER
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             is_number = node.func.id in ("abs", "min", "max", "signal", *WINDOWS)
             return NUMBER if is_number else LOGIC
@@ -371,6 +468,10 @@ def _constant(node: ast.expr) -> float | None:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _is_truth(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, bool)
 
 
 def _close(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:

@@ -9,12 +9,14 @@ of its events: from before_s before a hit to after_s behind it, in the order of 
 event is under way makes it longer. No frame goes into a stream twice.
 
 Each stream says which frames of the source it has looked at; frames without anything to keep count for its next
-block. The state of campaigns that did not change is carried over when others do.
+block. The state of campaigns that did not change is carried over when others do. Campaigns that keep the same of the
+same frames share the work: each gets a record of its own with the block that was made once.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -68,8 +70,19 @@ class Batch(msgspec.Struct, frozen=True):
     last: bool = False
 
 
+class Kept(NamedTuple):
+    """What was made of frames start..end-1: the block, its samples, those before reduction, counters, the reducer."""
+
+    data: bytes
+    samples: int
+    seen: int
+    counters: Counters
+    before: bytes
+    after: bytes
+
+
 class Stream:
-    """One campaign at work."""
+    """One campaign at work. kind: streams of the same kind keep the same of the same frames."""
 
     def __init__(self, selection: Selection, decoder: Decoder, place: Place, position: int) -> None:
         campaign = selection.campaign
@@ -87,6 +100,7 @@ class Stream:
         self.day, self.day_events = 0, 0
         self.began: deque[int] = deque(maxlen=BEGAN_KEPT)  # times of the last events
         self.done = False  # of a snapshot: it has been taken
+        self.kind = 0
 
     @property
     def place(self) -> Place:
@@ -177,6 +191,8 @@ class Line:
         self.samples = 0  # that the last batch gave
         self.assembler = decoder.assembler()
         self._messages = Frames()  # that the batch's frames complete
+        self._shared: set[int] = set()  # kinds of more than one stream
+        self._kept: dict[tuple[int, int, int, bool], Kept] = {}  # by kind, start, end, ends
         self._manifest = bytes.fromhex(decoder.manifest.hash)
         self._decoded = False
         self._whole, self._part, self._reduced = (Columns(decoder.plan) for _ in range(3))
@@ -198,6 +214,11 @@ class Line:
                 stream.collected = self.ring.end if until_us is not None else 0
             kept[selection.stream] = stream
         self.streams = kept
+        kinds: dict[object, int] = {}
+        for stream in kept.values():
+            stream.kind = kinds.setdefault((stream.selection.keep, stream.selection.rules), len(kinds))
+        counts = Counter(stream.kind for stream in kept.values())
+        self._shared = {kind for kind, count in counts.items() if count > 1} if self._on_columns is None else set()
 
     def changed(self, selections: Iterable[Selection]) -> set[str]:
         """Streams that select() would end."""
@@ -212,6 +233,7 @@ class Line:
         self._messages.clear()
         self.assembler.assemble(batch.frames, self._messages)
         self._decoded = False
+        self._kept.clear()
         records: list[NewRecord] = []
         for name, stream in self.streams.items():
             last = batch.last or name in ending
@@ -252,29 +274,47 @@ class Line:
 
     def _piece(self, stream: Stream, batch: Batch, start: int, end: int, covers: int, ends: bool) -> list[NewRecord]:
         """A block of frames start..end-1; in halves where the outbox would not take the whole."""
-        state = stream.reducer.save() if stream.reducer is not None else b""
-        source = self._decode(batch, start, end)
-        kept, count = source, 0
-        if stream.reducer is None:
-            count = source.samples(stream.selection.keep)
-        else:
-            now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
-            kept, count = self._reduced, stream.reducer.reduce(source, self._reduced, now_us, ends)
-        is_wanted = count > 0 or (batch.last and covers > stream.first)
-        data = block.encode(kept, stream.selection.keep if stream.reducer is None else None) if is_wanted else b""
-        if len(data) > MAX_DATA_BYTES and end - start > 1:
+        kept = self._keep(stream, batch, start, end, ends)
+        if len(kept.data) > MAX_DATA_BYTES and end - start > 1:
             if stream.reducer is not None:
-                stream.reducer.restore(state)
+                stream.reducer.restore(kept.before)
             middle = (start + end) // 2
             halfway = max(stream.first, covers - (end - middle))
             return self._piece(stream, batch, start, middle, halfway, False) + self._piece(
                 stream, batch, middle, end, covers, ends
             )
-        stream.tally.samples_seen += source.samples(stream.selection.keep)
-        stream.counters = _plus(stream.counters, _counters(source, count))
-        if self._on_columns is not None:
-            self._on_columns(stream.selection.stream, source, kept)
-        return [self._record(stream, batch, data, covers, count)] if is_wanted else []
+        stream.tally.samples_seen += kept.seen
+        stream.counters = _plus(stream.counters, kept.counters)
+        is_wanted = kept.samples > 0 or (batch.last and covers > stream.first)
+        return [self._record(stream, batch, kept.data, covers, kept.samples)] if is_wanted else []
+
+    def _keep(self, stream: Stream, batch: Batch, start: int, end: int, ends: bool) -> Kept:
+        """What the stream keeps of frames start..end-1, made once for all streams of its kind that stand alike."""
+        selection, reducer = stream.selection, stream.reducer
+        place = stream.kind, start, end, ends
+        before = reducer.save() if reducer is not None else b""
+        found = self._kept.get(place)
+        if found is not None and found.before == before:
+            if reducer is not None:
+                reducer.restore(found.after)
+            return found
+        source = self._decode(batch, start, end)
+        columns, keep = source, None
+        seen = samples = source.samples(selection.keep)
+        if reducer is None:
+            keep = selection.keep
+        else:
+            now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
+            columns, samples = self._reduced, reducer.reduce(source, self._reduced, now_us, ends)
+        data = block.encode(columns, keep) if samples or batch.last else b""
+        if self._on_columns is not None and (len(data) <= MAX_DATA_BYTES or end - start < 2):
+            self._on_columns(selection.stream, source, columns)
+        shared = stream.kind in self._shared
+        after = reducer.save() if shared and reducer is not None else b""
+        kept = Kept(data, samples, seen, _counters(source, samples), before, after)
+        if shared:
+            self._kept[place] = kept
+        return kept
 
     def _record(self, stream: Stream, batch: Batch, data: bytes, covers: int, count: int) -> NewRecord:
         # Missing frames lie before the others, wherever between two blocks they were lost.

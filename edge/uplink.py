@@ -17,6 +17,7 @@ has (edge/confirmation.py), and what it misses is sent again.
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -38,6 +39,7 @@ POLL_SECONDS = 0.1
 EXPIRE_SECONDS = 60.0
 SLOW_SECONDS = 5.0  # an acknowledgement that takes longer says: send less at a time
 REJECTED, POISONOUS = "rejected", "poisonous"
+_OUTBOX = re.compile("[0-9a-f]{32}")
 
 T = TypeVar("T")
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -70,6 +72,9 @@ class UplinkSettings(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s {self.retry_min_s} is greater than retry_max_s {self.retry_max_s}")
+        for outbox in self.confirmed:
+            if not _OUTBOX.fullmatch(outbox):
+                raise ValueError(f"confirmed: {outbox[:40]!r} is no outbox id; they have 32 hex digits")
         for priority in self.daily_bytes:
             if not priority.isdecimal() or int(priority) > 255:
                 raise ValueError(f"daily_bytes: {priority[:20]!r} is no priority; they are 0 to 255")
@@ -124,7 +129,7 @@ class Uplink:
         self._began: dict[asyncio.Task[None], float] = {}
         self._after: dict[int, int] = {}  # by priority, the last sequence that is in flight
         self._suspects = Suspects()
-        self._told: dict[int, LedgerEntry] = {}  # with confirm: what the hub knows and the cloud has not confirmed
+        self._told: dict[int, tuple[LedgerEntry, float]] = {}  # with confirm: what the hub took, and when
         self._confirmed: dict[str, Confirmation] = {}
         self._window = float(self.settings.max_in_flight)
         self._failure = ""
@@ -194,6 +199,8 @@ class Uplink:
             if self.settings.confirm:
                 within = self.settings.confirm_within_s
                 self.sent.sent_again += await self._persist(lambda: self._outbox.reclaim(within))
+                due = time.monotonic() - within
+                self._told = {key: told for key, told in self._told.items() if told[1] > due}
             else:
                 await self._persist(self._outbox.release)
             self._look = True  # a new day may have begun, the network may be another one
@@ -304,7 +311,7 @@ class Uplink:
             if known:  # sent again, or confirmed before its acknowledgement came
                 await self._persist(lambda: self._outbox.ack(known))
                 self.sent.confirmed += len(known)
-            self._told |= evictions
+            self._told |= {entry.id: (entry, time.monotonic()) for entry in evictions.values()}
         else:
             await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
         self._suspects.acquit(sequences)
@@ -370,13 +377,14 @@ class Uplink:
         for outbox, said in self.settings.confirmed.items():
             if self._confirmed.get(outbox) == said:
                 continue
-            gone, back = self._outbox.confirm(bytes.fromhex(outbox), said.until, said.ranges())
+            gone, back = self._outbox.confirm(bytes.fromhex(outbox), said.until, said.ranges(), said.first)
             self.sent.confirmed += gone
             self.sent.sent_again += back
-            told = [entry for entry in self._told.values() if entry.outbox.hex() == outbox and said.covers(entry)]
-            self._outbox.ack([], entries=[entry.id for entry in told if not said.misses(entry)])
-            for entry in told:  # one that the cloud still misses is told again
-                del self._told[entry.id]
+            told = (entry for entry, _ in self._told.values())
+            known = [entry.id for entry in told if entry.outbox.hex() == outbox and said.knows(entry)]
+            self._outbox.ack([], entries=known)
+            for entry_id in known:
+                del self._told[entry_id]
         if not self.settings.confirm:
             self._outbox.ack([], entries=self._told)
             self._told.clear()

@@ -91,22 +91,23 @@ class Stored(NamedTuple):
 
 
 class Archive:
-    """Raises InputError: a segment is damaged, or cannot be read or written."""
+    """sequences: of the records that are here, by outbox. Raises InputError: a segment is damaged, or cannot be read
+    or written."""
 
     def __init__(self, vehicle_folder: Path) -> None:
         self.folder = vehicle_folder / FOLDER
         self.indexes = [_read_index(path) for path in _segments(self.folder)]
         self._messages = {digest for index in self.indexes for digest in index.messages}
-        self._sequences: dict[str, Ranges] = {}
+        self.sequences: dict[str, Ranges] = {}
         for index in self.indexes:
             for entry in index.entries:
-                self._sequences.setdefault(index.groups[entry.group].outbox, Ranges()).add(
+                self.sequences.setdefault(index.groups[entry.group].outbox, Ranges()).add(
                     entry.sequence, entry.sequence
                 )
 
     def add(self, messages: Iterable[Received]) -> int:
         """Keep what is new in a segment of its own; return the number of new records. Durable when it returns."""
-        draft = _Draft(self._messages, self._sequences)
+        draft = _Draft(self._messages, self.sequences)
         for message in messages:
             draft.take(message)
         if draft.index.messages:

@@ -59,6 +59,36 @@ def _show(found: Any, as_json: bool) -> None:
 
 
 @fleet.command()
+@click.argument("table", type=PATH)
+@click.option("--module", default="uplink", show_default=True, help="Whose twin; '' is that of the device itself.")
+@click.option("--print", "only_print", is_flag=True, help="Only print the patches, for tools that write twins.")
+def confirm(table: Path, module: str, only_print: bool) -> None:
+    """Tell the vehicles what TABLE has of their records, so that they can forget them and send again what is missing.
+
+    Written are the twins of an IoT Hub, those that say `confirm`: IOTHUB_SERVICE_CONNECTION_STRING names it. --print
+    prints a line of JSON for each vehicle instead. Exit status 1 if a vehicle could not be told.
+    """
+    from fleet import confirm as confirming
+
+    twins = None if only_print else confirming.IoTHubTwins(os.environ.get(confirming.VARIABLE, ""))
+    told = asking = records = gaps = problems = 0
+    with Progress("confirming", 1.0) as progress:
+        for found in confirming.confirm(table, twins, module, progress.to):
+            if only_print:
+                click.echo(json.dumps({"vehicle": found.vehicle, "module": module, "desired": found.patch}))
+            if found.problem:
+                click.echo(f"{found.vehicle}: {found.problem}", err=True)
+            problems += bool(found.problem)
+            told += bool(found.patch)
+            asking += found.asks and not found.problem
+            records, gaps = records + found.records, gaps + found.gaps
+    if not only_print:
+        click.echo(f"{asking:,} vehicles ask, {told:,} were told news: {records:,} records are here, {gaps:,} are not")
+    if problems:
+        sys.exit(FINDING)
+
+
+@fleet.command()
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for messages, manifests and the truth.")
 @click.option("--vehicles", type=click.IntRange(1, 100_000), default=3, show_default=True)
 @click.option("--hours", type=click.FloatRange(0.01, 24 * 366), default=1, show_default=True)
@@ -98,6 +128,26 @@ def plot(table: Path, out: Path, vehicle: str, signals: tuple[str, ...], start: 
         parts.append(rows)
     panels = draw(pa.concat_tables(parts).unify_dictionaries(), out, vehicle)
     click.echo(f"{out}: {panels} signals, {sum(part.num_rows for part in parts):,} samples")
+
+
+@fleet.command()
+@click.argument("table", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="Table to write: .parquet or .csv.")
+@click.option("--manifest", type=PATH, help="Decoder manifest whose VSS signals count, instead of the table's own.")
+def vss(table: Path, out: Path, manifest: Path | None) -> None:
+    """A TABLE by VSS path, with converted values: time_us, path, value, text, vehicle, campaign, date."""
+    from edge.manifest import load
+    from fleet.decode import MANIFESTS, load_manifests, vehicles
+    from fleet.table import check, read
+    from fleet.vss import one_overlay, open_vss_writer
+
+    check(table)
+    overlay = load(manifest) if manifest else one_overlay(load_manifests(table / MANIFESTS))
+    rows = 0
+    with open_vss_writer(out, overlay) as writer:
+        for vehicle, _ in vehicles(table):  # one at a time is what must fit in memory
+            rows += writer.write(read(table, vehicle=vehicle))
+    click.echo(f"{out}: {rows:,} rows of {len(overlay.vss):,} VSS paths")
 
 
 @fleet.command()

@@ -14,6 +14,7 @@ from edge.logs import open_log
 from edge.manifest import DecoderManifest
 from fleet.sort import Sorter
 from fleet.table import TableMaker, open_writer
+from fleet.vss import open_vss_writer
 
 FRAMES_AT_ONCE = 65_536
 COUNTED = (
@@ -57,18 +58,23 @@ class DecodedLog(msgspec.Struct):
 
 
 def decode_log(
-    log: Path, manifest: DecoderManifest, out: Path, progress: Callable[[int], None] = lambda done: None
+    log: Path,
+    manifest: DecoderManifest,
+    out: Path,
+    progress: Callable[[int], None] = lambda done: None,
+    by_vss: bool = False,
 ) -> DecodedLog:
-    """Write the samples of log, in order of time, to out (.parquet or .csv).
+    """Write the samples of log, in order of time, to out (.parquet or .csv); by_vss: as fleet/vss.py has them.
 
     progress gets the bytes of log done with, roughly.
 
-    Raises InputError: log cannot be opened, or out cannot be written.
+    Raises InputError: log cannot be opened, or out cannot be written; by_vss of a manifest without VSS signals.
     """
+    open_out = open_vss_writer if by_vss else open_writer
     decoder, maker = Decoder(manifest), TableMaker(manifest)
     result = DecodedLog(str(out))
     columns, frames, messages, assembler = Columns(decoder.plan), Frames(), Frames(), decoder.assembler()
-    with closing(open_log(log, manifest.buses)) as reader, open_writer(out, manifest) as writer, _scratch(out) as spill:
+    with closing(open_log(log, manifest.buses)) as reader, open_out(out, manifest) as writer, _scratch(out) as spill:
         sorter = Sorter(spill)
         more = True
         while more:

@@ -1,10 +1,14 @@
 """The campaign document: what is refused, with its place and the way out; which rule counts; a thousand of them."""
 
+import collections
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cy_core.frames import Frames
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
 from edge.decoder import Decoder
 from edge.errors import InputError
@@ -121,6 +125,48 @@ def test_a_bound_is_never_more_than_what_was_asked_for() -> None:
 def test_no_line_is_drawn_through_gears_that_a_glob_meets() -> None:
     found = rules({"*": {"filter": "curvelog", "max_error": 0.5}})
     assert (found["M.Speed"][0], found["M.Gear"][0]) == ("curvelog", "change")
+
+
+def records(campaigns: dict[str, Campaign], traffic: Frames, cuts: list[int]) -> dict[str, list[bytes]]:
+    """The bodies that each campaign got."""
+    line, found, start = Line(Decoder(MANIFEST)), collections.defaultdict(list), 0
+    selections, refused = compile_campaigns(campaigns, MANIFEST)
+    line.select(selections, 0)
+    for end in [*sorted(cuts), len(traffic)]:
+        cut, last = traffic.slice(start, end), end == len(traffic)
+        for record in line.take(Batch(cut, Coverage("s", start, end), Clock(), last=last)):
+            found[record.stream].append(record.body)
+        start = end
+    assert not refused
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=7),
+    st.lists(st.tuples(st.sampled_from([0, 10_000, 2_000_000]), st.integers(0, 90)), max_size=60),
+    st.lists(st.integers(0, 60), max_size=4),
+)
+def test_campaigns_that_keep_the_same_get_what_each_would_get_alone(
+    numbers: list[int], samples: list[tuple[int, int]], cuts: list[int]
+) -> None:
+    kinds = [
+        Campaign({"*": SignalRule()}),
+        Campaign({"M.Speed": SignalRule()}),
+        Campaign({"*": SignalRule(filter="change")}),
+        Campaign({"*": SignalRule(filter="change")}, when="M.Gear == 'D'", before_s=1, after_s=1),
+        Campaign({"*": SignalRule(filter="timebased", period_s=3)}),
+        Campaign({"*": SignalRule(filter="timebased", period_s=3)}, when="M.Gear == 'R'", before_s=3, after_s=2),
+    ]
+    time_us, traffic = 10**9, []
+    for step, value in samples:
+        time_us += step
+        traffic.append((time_us, 0, 1, 0, bytes([value, 0, value % 5, value, 0, 0, 0, 0])))
+    frames, ends = batch(traffic), [min(cut, len(traffic)) for cut in cuts]
+    campaigns = {f"c{place}": kinds[number] for place, number in enumerate(numbers)}
+    together = records(campaigns, frames, ends)
+    for name, campaign in campaigns.items():
+        assert together[name] == records({name: campaign}, frames, ends)[name]
 
 
 def test_a_thousand_campaigns_are_served() -> None:

@@ -1,5 +1,6 @@
 """Frames through the codec and back: bit for bit, whatever they are; and what becomes of damage."""
 
+import json
 import os
 import random
 from pathlib import Path
@@ -196,7 +197,47 @@ def test_golden_blocks_of_version_2_are_still_read_and_still_made() -> None:
     assert [row["times_us"] for row in golden.block_values(again)] == [
         row["times_us"] for row in golden.block_values(columns)
     ]
-    assert block.encode(columns) == stored
+    made = block.decode(block.encode(columns), columns.plan)  # a group of one signal rides now: other bytes
+    assert golden.block_values(made) == golden.block_values(again)
+    stored = (golden.FOLDER / "rides-2.block").read_bytes()
+    changes = golden.changes()
+    found = golden.block_values(block.decode(stored, changes.plan))
+    assert found == golden.block_values(changes) == json.loads((golden.FOLDER / "rides-2.json").read_bytes())
+    assert block.encode(changes) == stored
+
+
+# -- blocks of a given size ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=300), st.integers(0, 30_000), st.integers(-20, 20))
+def test_what_fits_is_found_in_few_trials_whatever_the_items_cost(costs: list[int], limit: int, noise: int) -> None:
+    calls = 0
+
+    def encode(count: int) -> bytes:
+        nonlocal calls
+        calls += 1
+        return bytes(max(0, 20 + sum(costs[:count]) + noise * (count % 3)))
+
+    count, made = block.fit(encode, len(costs), limit)
+    assert calls <= 3 * len(costs).bit_length() + 2
+    assert len(made) <= limit
+    assert made == (encode(count) if count else b"")
+    assert count == len(costs) or len(encode(count + 1)) > limit
+
+
+@settings(max_examples=40, deadline=None)
+@given(traffic(), st.integers(0, 600))
+def test_a_block_of_frames_is_filled_to_its_limit(frames: Frames, limit: int) -> None:
+    def encode(count: int) -> bytes:
+        return block.encode_frames(frames, BUSES, TRIAL_TABLE, end=count)
+
+    count, made = block.fit(encode, len(frames), limit)
+    assert len(made) <= limit
+    assert count == len(frames) or len(encode(count + 1)) > limit
+    if count:
+        again = Frames()
+        block.decode_frames(made, again, block.Tables([TRIAL_TABLE]))
+        assert again.to_bytes() == frames.slice(0, count).to_bytes()
 
 
 # -- damage --------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The outbox's contract: what was appended is delivered until acknowledged, or the ledger says why not."""
 
+import errno
+import os
 import random
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cy_core.crc32c import crc32c
-from edge.errors import InputError, OutboxFull
+from edge.errors import InputError, OutboxError, OutboxFull
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
 
 MANIFEST = bytes(range(32))
@@ -79,6 +81,22 @@ def test_a_place_that_cannot_hold_an_outbox_is_named(tmp_path):
         Outbox(tmp_path / "file")
     with pytest.raises(InputError, match="too small"):
         Outbox(tmp_path / "new", 1000)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OutboxError), (errno.ENOSPC, OutboxFull)])
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_disk_that_fails_while_an_outbox_is_made_is_an_error_of_ours_and_the_next_start_goes_on(
+    tmp_path, monkeypatch, call, number, kind
+):
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(kind, match=os.strerror(number)):
+            Outbox(tmp_path)
+    with Outbox(tmp_path) as outbox:
+        assert outbox.append([new()]) == [1]
 
 
 # Quota and ledger

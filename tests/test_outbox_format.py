@@ -7,12 +7,11 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from cy_core.crc32c import crc32c
 from edge.errors import InputError
-from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
+from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox, database, salvage
 from edge.outbox.database import FORMAT_1
 from tests.test_outbox import drain, new
 
@@ -76,7 +75,7 @@ def test_at_the_quota_what_has_expired_goes_first_however_important_it_is(tmp_pa
 def test_a_flipped_time_to_live_is_noticed(tmp_path):
     with Outbox(tmp_path) as outbox:
         outbox.append([lasting(3600), lasting(0)])
-    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+    with closing(database.apsw.Connection(str(tmp_path / "outbox.db"))) as db:
         db.execute("UPDATE records SET expires = 1 WHERE sequence = 2; UPDATE records SET expires = NULL")
         db.execute("UPDATE records SET expires = NULL WHERE sequence = 1")
     with Outbox(tmp_path) as outbox:
@@ -104,6 +103,20 @@ def test_held_records_are_kept_until_confirmed_and_gaps_go_back_into_the_queue(t
         assert outbox.stats().records == outbox.stats().held == 0
 
 
+def test_a_gap_may_be_on_its_way_unless_the_hub_took_it_before_something_that_has_arrived(tmp_path):
+    clock = Clock()
+    with Outbox(tmp_path, clock=clock) as outbox:
+        outbox.append([new() for _ in range(5)])
+        for sequence in (2, 1, 3, 4):  # the order in which they were sent
+            clock.seconds += 1
+            outbox.hold([sequence])
+        assert outbox.confirm(outbox.id, 4, [(1, 2), (3, 3), (4, 4)]) == (0, 0)
+        assert outbox.confirm(outbox.id, 3, [(2, 3)], first=3) == (0, 0)  # of what is before first, it says nothing
+        assert outbox.confirm(outbox.id, 4, [(2, 3), (4, 4)]) == (1, 1)
+        assert [record.sequence for record in outbox.peek(1000, 10)] == [2, 5]
+        assert outbox.confirm(outbox.id, 4, [(1, 3), (2, 2)]) == (1, 1)
+
+
 def test_at_the_quota_what_the_hub_has_goes_before_what_it_has_not(tmp_path):
     with Outbox(tmp_path) as outbox:
         outbox.append([new(priority=0), new(priority=9)])
@@ -113,12 +126,48 @@ def test_at_the_quota_what_the_hub_has_goes_before_what_it_has_not(tmp_path):
         assert outbox.stats().held == 0
 
 
+# Checking what was not closed
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_file_too_large_to_check_at_once_is_in_use_at_once_and_its_corruption_is_found_beside_the_work(
+    tmp_path, monkeypatch, is_damaged
+):
+    monkeypatch.setattr(salvage, "CHECK_SECONDS", -1.0)
+    with Outbox(tmp_path) as outbox:
+        for _ in range(4):
+            outbox.append([new(bytes(3000), priority=i % 7) for i in range(500)])
+        first = outbox.id
+    with (tmp_path / "outbox.db").open("r+b") as file:
+        page = find_page(file.read(), b"\x0a") if is_damaged else None  # a leaf of an index
+        if page is not None:
+            file.seek(page + 8)
+            file.write(bytes(range(256)) * 8)
+    (tmp_path / "outbox.db-wal").touch()  # an unclean stop
+    with Outbox(tmp_path) as outbox:
+        assert outbox.id == first
+        assert outbox.append([new(b"next")]) == [2001]
+        check = outbox._check
+        check._thread.join(60)
+        assert not check._thread.is_alive()
+        delivered = {}
+        while records := outbox.peek(1 << 20, 1000):
+            delivered |= {record.sequence: record.body for record in records}
+            outbox.ack(delivered)
+        assert sorted(delivered) == list(range(1, 2002))
+        assert (outbox.id != first) == is_damaged
+
+
+def find_page(content: bytes, kind: bytes) -> int:
+    return max(at for at in range(4096, len(content), 4096) if content[at : at + 1] == kind)
+
+
 # Versions
 
 
 def test_an_outbox_of_format_1_is_taken_over_with_all_it_holds(tmp_path):
     old_id = bytes(range(16))
-    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+    with closing(database.apsw.Connection(str(tmp_path / "outbox.db"))) as db:
         db.execute("PRAGMA journal_mode = WAL").fetchall()
         db.execute(FORMAT_1)
         db.execute("INSERT INTO meta VALUES ('format', '1'), ('id', ?), ('check', ?)", (old_id, crc32c(old_id)))
@@ -136,14 +185,14 @@ def test_an_outbox_of_format_1_is_taken_over_with_all_it_holds(tmp_path):
 def test_an_outbox_of_a_newer_version_is_left_alone_and_named(tmp_path):
     with Outbox(tmp_path) as outbox:
         outbox.append([new()])
-    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+    with closing(database.apsw.Connection(str(tmp_path / "outbox.db"))) as db:
         db.execute("PRAGMA user_version = 3; UPDATE meta SET value = '3' WHERE name = 'format'; CREATE TABLE more (a)")
     for suspect in (False, True):
         if suspect:
             (tmp_path / "outbox.suspect").touch()
         with pytest.raises(InputError, match=r"outbox\.db: belongs to a later version: it has format 3.*update"):
             Outbox(tmp_path)
-    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+    with closing(database.apsw.Connection(str(tmp_path / "outbox.db"))) as db:
         assert db.execute("SELECT count(*) FROM records").fetchall() == [(1,)]
     assert not (tmp_path / "outbox.corrupt").exists()
 

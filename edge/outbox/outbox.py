@@ -5,6 +5,7 @@ so that every process lets go of the file and whoever is alone mends it (salvage
 """
 # ruff: noqa: S608 (queries are put together from constants)
 
+import errno
 import fcntl
 import logging
 import os
@@ -58,6 +59,7 @@ class Outbox:
         self._quota_bytes = quota_bytes
         self._clock = clock
         self._lock = self._files.open_lock()
+        self._check: salvage.Check | None = None
         try:
             self._open()
         except BaseException:
@@ -73,15 +75,23 @@ class Outbox:
             self._enter()
 
     def _enter(self) -> None:
+        self._end_check()
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         with _translated(self._files):
-            salvage.enter(self._lock, self._files, self._quota_bytes)
+            is_checked = salvage.enter(self._lock, self._files, self._quota_bytes)
             self._db = database.connect(self._files.database, self._quota_bytes)
             database.check_format(self._db)
             self._may_grow = True
             self.id = database.id_of(self._db)
             self._ids = {self.id, value(self._db, "SELECT value FROM meta WHERE name = 'previous'")}
             self._version = value(self._db, "PRAGMA data_version")
+        if not is_checked:
+            self._check = salvage.Check(self._files, self._quota_bytes)
+
+    def _end_check(self) -> None:
+        if self._check is not None:
+            self._check.stop()
+            self._check = None
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +101,7 @@ class Outbox:
 
     def close(self) -> None:
         """Close; the last one out folds the log into the database, which marks a clean stop."""
+        self._end_check()
         with suppress(apsw.Error):
             self._db.close()
         with suppress(OSError):
@@ -187,12 +198,13 @@ class Outbox:
         gone = list(sequences)
         self._write(lambda: self._hold(gone, cursor))
 
-    def confirm(self, outbox: bytes, until: int, gaps: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """The cloud has the records of this outbox id up to `until`, except those in gaps (inclusive ranges).
+    def confirm(self, outbox: bytes, until: int, gaps: Sequence[tuple[int, int]], first: int = 1) -> tuple[int, int]:
+        """The cloud has the records first..until of this outbox id, except those in gaps (inclusive ranges).
 
-        Held ones that it has are forgotten; held ones that it misses go back into the queue. Returns how many of each.
+        Held ones that it has are forgotten. Held ones that it misses go back into the queue, if the hub took them
+        before one that it has: others may be on their way. Returns how many of each.
         """
-        return self._write(lambda: self._confirm(outbox, until, gaps))
+        return self._write(lambda: self._confirm(outbox, until, gaps, first))
 
     def reclaim(self, seconds: int) -> int:
         """Put back into the queue what has been held for longer than this; return how many.
@@ -266,16 +278,20 @@ class Outbox:
         self._db.executemany("UPDATE records SET held = ? WHERE sequence = ?", held)
         self._put_cursor(cursor)
 
-    def _confirm(self, outbox: bytes, until: int, gaps: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    def _confirm(self, outbox: bytes, until: int, gaps: Sequence[tuple[int, int]], first: int) -> tuple[int, int]:
         held = "held IS NOT NULL AND outbox = ? AND sequence BETWEEN ? AND ?"
         back = gone = 0
-        first = 1
+        newest = -1
         for low, high in [*sorted(gaps), (until + 1, until)]:
-            self._db.execute(f"DELETE FROM records WHERE {held}", (outbox, first, min(low - 1, until)))
+            there = (outbox, first, min(low - 1, until))
+            newest = max(newest, value(self._db, f"SELECT ifnull(max(held), -1) FROM records WHERE {held}", *there))
+            self._db.execute(f"DELETE FROM records WHERE {held}", there)
             gone += self._db.changes()
-            self._db.execute(f"UPDATE records SET held = NULL WHERE {held}", (outbox, low, min(high, until)))
+            first = max(first, high + 1)
+        for low, high in gaps:
+            missing = (outbox, low, min(high, until), newest)
+            self._db.execute(f"UPDATE records SET held = NULL WHERE {held} AND held <= ?", missing)
             back += self._db.changes()
-            first = high + 1
         return gone, back
 
     def _reclaim(self, seconds: int) -> int:
@@ -426,16 +442,20 @@ class Outbox:
 
 @contextmanager
 def _translated(files: Files) -> Iterator[None]:
-    """SQLite's errors as ours. A corruption is marked, so that every process lets go and one salvages."""
+    """SQLite's and the disk's errors as ours. A corruption is marked: every process lets go, and one salvages."""
     try:
         yield
     except database.NewerFormat as error:
         way_out = "update the module, or give it an outbox directory of its own"
         raise InputError(files.database, f"belongs to a later version: {error}", way_out) from error
     except CORRUPT as error:
-        files.suspect.touch()
+        with suppress(OSError):  # on a full disk: then the next one to meet it marks it
+            files.suspect.touch()
         raise OutboxCorrupt(f"{files.database}: {error}") from error
     except apsw.FullError as error:
         raise OutboxFull(f"{files.database}: no room left, on the disk or under the quota") from error
     except apsw.Error as error:
         raise OutboxError(f"{files.database}: {error}") from error
+    except OSError as error:
+        kind = OutboxFull if error.errno == errno.ENOSPC else OutboxError
+        raise kind(f"{files.folder}: {error.strerror}") from error

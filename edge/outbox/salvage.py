@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -29,38 +30,77 @@ from edge.outbox.records import record_of
 log = logging.getLogger(__name__)
 
 OPEN_SECONDS = 30.0
-CHECK_SECONDS = 10.0  # for quick_check; the records have their own checksums
+CHECK_SECONDS = 0.1  # for quick_check; with a large file it goes on beside the work, the records have checksums
 
 
-def enter(lock: int, files: Files, quota_bytes: int) -> None:
-    """Hold the lock shared, with a database in place. Who is alone makes, checks or salvages it first."""
+def enter(lock: int, files: Files, quota_bytes: int) -> bool:
+    """Hold the lock shared, with a database in place. Who is alone makes, checks or salvages it first.
+
+    False: it was not checked to its end. That is left to a Check.
+    """
     deadline = time.monotonic() + OPEN_SECONDS
     while True:
         if try_lock(lock, fcntl.LOCK_EX):
             files.drop_ballast()
-            _prepare(files, quota_bytes)
+            is_checked = _prepare(files, quota_bytes)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            return
+            return is_checked
         if not files.suspect.exists() and try_lock(lock, fcntl.LOCK_SH):
             if files.database.exists():
-                return
+                return True
             fcntl.flock(lock, fcntl.LOCK_UN)
         if time.monotonic() > deadline:
             raise OutboxError(f"{files.folder}: another process did not let go of it in {OPEN_SECONDS:.0f} s")
         time.sleep(0.02)
 
 
-def _prepare(files: Files, quota_bytes: int) -> None:
+class Check:
+    """quick_check in a thread of its own, beside the work. A corruption is marked, as by anyone who meets one."""
+
+    def __init__(self, files: Files, quota_bytes: int) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(files, quota_bytes), name="outbox check", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self, files: Files, quota_bytes: int) -> None:
+        try:
+            with closing(database.connect(files.database, quota_bytes)) as db:
+                db.set_progress_handler(self._stopped.is_set, 1000)
+                if _is_whole(db):
+                    log.info("%s: checked, and whole", files.database)
+                    return
+        except CORRUPT:
+            pass
+        except apsw.Error as error:
+            log.warning("%s: not checked to its end: %s", files.database, error)
+            return
+        log.error("%s is corrupted", files.database)
+        with suppress(OSError):
+            files.suspect.touch()
+
+
+def _is_whole(db: apsw.Connection) -> bool:
+    return database.rows(db, "PRAGMA quick_check(1)") == [("ok",)]
+
+
+def _prepare(files: Files, quota_bytes: int) -> bool:
+    """False: not checked to its end."""
+    is_sound: bool | None = True
     if not files.salvaged.exists():
         if not files.database.exists():
             with closing(_draft(files, os.urandom(16), quota_bytes)):
                 pass
             files.draft.rename(files.database)
-        elif files.suspect.exists() or not _is_sound(files, quota_bytes):
+        elif files.suspect.exists() or (is_sound := _is_sound(files, quota_bytes)) is False:
             _salvage(files, quota_bytes)
     if files.salvaged.exists():
         _put_in_place(files)
     files.sync()
+    return is_sound is not None
 
 
 def _draft(files: Files, outbox: bytes, quota_bytes: int) -> apsw.Connection:
@@ -71,18 +111,17 @@ def _draft(files: Files, outbox: bytes, quota_bytes: int) -> apsw.Connection:
     return db
 
 
-def _is_sound(files: Files, quota_bytes: int) -> bool:
-    """Of the right format; and, after an unclean stop, whole. Raises NewerFormat."""
+def _is_sound(files: Files, quota_bytes: int) -> bool | None:
+    """Of the right format; after an unclean stop whole, too, or None: too large to tell at once. Raises NewerFormat."""
     unclean = files.log.exists()
     deadline = time.monotonic() + CHECK_SECONDS
     try:
         with closing(database.connect(files.database, quota_bytes)) as db:
             database.check_format(db)
-            db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-            return not unclean or database.rows(db, "PRAGMA quick_check(1)") == [("ok",)]
+            db.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
+            return not unclean or _is_whole(db)
     except apsw.InterruptError:
-        log.warning("%s: not checked to its end in %.0f s", files.database, CHECK_SECONDS)
-        return True
+        return None
     except CORRUPT:
         return False
 

@@ -8,8 +8,9 @@ import ast
 import math
 from collections.abc import Sequence
 
-from edge.manifest import DecoderManifest, no_values
+from edge.manifest import DecoderManifest, Message, Signal, VssSignal, no_values
 from tests.reference.extract import extract, message_of
+from tests.reference.vss import vss_value
 from tests.strategies import Frame
 
 
@@ -22,6 +23,7 @@ class SlowCondition:
         self.start = 0
         self.values: dict[str, float | None] = {}
         self.raws: dict[str, float] = {}
+        self.texts: dict[str, str | None] = {}  # of VSS paths
         self.seen: dict[str, int] = {}
         self.samples: dict[str, list[tuple[int, float]]] = {}
         self.states: dict[int, object] = {}
@@ -31,9 +33,10 @@ class SlowCondition:
         self.operands = {name for node in ast.walk(self.tree) if (name := self.name(node)) in self.known()}
 
     def known(self) -> set[str]:
-        return {
+        own = {
             f"{bus}{m.name}.{s.name}" for m in self.manifest.messages for s in m.signals for bus in ("", m.bus + ".")
         }
+        return own | {vss.path for vss in self.manifest.vss}
 
     def run(self, frames: Sequence[Frame]) -> list[int]:
         return [number for number, frame in enumerate(frames) if self.step(frame)]
@@ -48,13 +51,18 @@ class SlowCondition:
         if message is not None:
             found = extract(message, payload, can_id & 0x1FFFFFFF)
             for signal in message.signals:
-                for name in (f"{message.name}.{signal.name}", f"{message.bus}.{message.name}.{signal.name}"):
+                paths = self.paths(message, signal)
+                for name in (f"{message.name}.{signal.name}", f"{message.bus}.{message.name}.{signal.name}", *paths):
                     if signal.name in found and name in self.operands:
                         carries = True
                         raw = float(found[signal.name])
                         if any(low <= found[signal.name] <= high for low, high, _ in no_values(message, signal)):
                             raw = math.nan
                         value = finite(raw * float(signal.factor) + float(signal.offset))
+                        if name in paths:
+                            value, self.texts[name] = vss_value(
+                                paths[name], None if math.isnan(raw) else int(raw), value
+                            )
                         self.raws[name], self.values[name], self.seen[name] = raw, value, self.clock
                         if value is not None:
                             self.samples.setdefault(name, []).append((self.clock, value))
@@ -68,6 +76,10 @@ class SlowCondition:
         if is_hit:
             self.quiet = self.clock + self.cooldown_us
         return is_hit
+
+    def paths(self, message: Message, signal: Signal) -> dict[str, VssSignal]:
+        places = [(m, s) for _, m, s in self.manifest.names()]
+        return {vss.path: vss for vss in self.manifest.vss if places[vss.signal] == (message, signal)}
 
     def name(self, node: ast.AST) -> str | None:
         return ast.unparse(node) if isinstance(node, ast.Attribute) else None
@@ -111,6 +123,12 @@ class SlowCondition:
             name = ast.unparse(left)
             if name not in self.raws or math.isnan(self.raws[name]):
                 return None
+            if name in self.texts:
+                vss = next(vss for vss in self.manifest.vss if vss.path == name)
+                if vss.steps is None and self.texts[name] is None:
+                    return None
+                is_it = self.texts[name] == right.value
+                return is_it if op is ast.Eq else not is_it
             is_it = self.signal(name).labels.get(int(self.raws[name])) == right.value
             return is_it if op is ast.Eq else not is_it
         a, b = self.value(left), self.value(right)

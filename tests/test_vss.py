@@ -1,0 +1,650 @@
+"""VSS: overlays in both forms over trees in all, units, and what campaigns, conditions and tables make of the paths."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from edge import formula
+from edge import manifest as manifest_files
+from edge.campaign import Campaign, SignalRule, compile_campaign
+from edge.cli import main
+from edge.condition import Names, compile_condition
+from edge.database import load_databases
+from edge.errors import InputError
+from edge.manifest import DecoderManifest, Message, Signal, VssSignal
+from edge.units import UNITS, conversion
+from edge.vss import add_vss
+from edge.vss_tree import expand, read
+from fleet.table import SCHEMA
+from fleet.vss import by_path, evaluate, one_overlay
+from simulator.vehicle import databases
+from tests.reference.condition import SlowCondition
+from tests.reference.vss import vss_value
+from tests.strategies import manifests, traffic
+from tests.test_condition import hits, logics
+
+EXAMPLE = Path(__file__).parent.parent / "examples/vss"
+GOLDEN = Path(__file__).parent / "golden/vss_van.json"
+MANIFEST = DecoderManifest(
+    ("can0", "can1"),
+    (
+        Message("can0", 1, "Motion", 8, signals=(
+            Signal("Speed", 0, 16, factor=0.01, unit="km/h"),
+            Signal("Gear", 16, 3, labels={0: "P", 1: "R", 4: "D", 7: "SNA"}),
+            Signal("Belt", 19, 1, labels={0: "NO", 1: "YES"}),
+            Signal("Oil", 24, 8, offset=-40, unit="degC", invalid=255),
+        )),
+        Message("can0", 2, "Twice", 1, signals=(Signal("X", 0, 8, signed=True),)),
+        Message("can1", 2, "Twice", 1, signals=(Signal("X", 0, 8),)),
+    ),
+)  # fmt: skip
+TREE = {
+    "Vehicle": {"type": "branch", "children": {
+        "Speed": {"type": "sensor", "datatype": "float", "unit": "m/s"},
+        "Oil": {"type": "sensor", "datatype": "float", "unit": "fahrenheit"},
+        "Gear": {"type": "sensor", "datatype": "int8"},
+        "Mode": {"type": "sensor", "datatype": "string", "allowed": ["PARK", "DRIVE"]},
+        "Dog": {"type": "sensor", "datatype": "uint8", "enum": {"AKITA": 0, "BOXER": 1}},
+        "Seat": {"type": "branch", "instances": ["Row[1,2]", ["Left", "Right"]], "children": {
+            "IsBelted": {"type": "sensor", "datatype": "boolean"},
+            "Count": {"type": "sensor", "datatype": "uint8", "instantiate": False},
+        }},
+    }},
+}  # fmt: skip
+
+
+def write(path: Path, text: Any) -> Path:
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return path
+
+
+def mapped(
+    tmp_path: Path, overlay: Any, tree: Any = TREE, suffix: str = ".json"
+) -> tuple[dict[str, VssSignal], list[str]]:
+    trees = [write(tmp_path / "tree.json", tree)] if tree else []
+    manifest, diagnostics = add_vss(MANIFEST, [write(tmp_path / f"overlay{suffix}", overlay)], trees)
+    return {vss.path: vss for vss in manifest.vss}, [str(diagnostic) for diagnostic in diagnostics]
+
+
+def entry(form: str, signal: str, datatype: str = "float", **more: Any) -> dict[str, Any]:
+    return {"type": "sensor", "datatype": datatype, form: {"signal": signal, **more}}
+
+
+# -- overlays
+
+
+@pytest.mark.parametrize("form", ["dbc2vss", "dbc", "network_serialization"])
+def test_an_overlay_in_any_form_maps_a_signal_and_the_units_say_how_to_convert_it(tmp_path: Path, form: str) -> None:
+    found, odd = mapped(tmp_path, {"Vehicle.Speed": entry(form, "Speed"), "Vehicle.Oil": entry(form, "Motion.Oil")})
+    assert odd == []
+    assert vss_value(found["Vehicle.Speed"], 9000, 90.0) == (25.0, None)
+    assert vss_value(found["Vehicle.Oil"], 140, 100.0) == (212.0, None)
+    assert found["Vehicle.Speed"].unit == "m/s"
+    assert found["Vehicle.Speed"].on_change == (form == "network_serialization")
+    assert found["Vehicle.Speed"].interval_ms == (0 if form == "network_serialization" else 1000)
+
+
+def test_a_mapping_goes_by_label_or_physical_value_and_no_other_raw_value_has_one(tmp_path: Path) -> None:
+    pairs = [{"from": "P", "to": 0}, {"from": "R", "to": -1}, {"from": 4, "to": 1}]
+    found, odd = mapped(tmp_path, {"Vehicle.Gear": entry("dbc2vss", "Gear", "int8", transform={"mapping": pairs})})
+    assert odd == []
+    assert found["Vehicle.Gear"].values == {0: 0, 1: -1, 4: 1}
+    assert found["Vehicle.Gear"].steps is None
+
+
+def test_a_representation_names_the_network_by_text_or_by_raw_value(tmp_path: Path) -> None:
+    gears = [{"text": "P", "value": 0}, {"text": "D", "value": 1}]
+    oil = {"math": "x*2", "representation": [{"value": 254, "text": "Failed"}]}
+    overlay = {
+        "Vehicle.Gear": entry("network_serialization", "Gear", "int8", transform={"representation": gears}),
+        "Vehicle.Oil": entry("network_serialization", "Oil", transform=oil, length_bits=8, default=0),
+    }
+    found, odd = mapped(tmp_path, overlay)
+    assert odd == []
+    assert found["Vehicle.Gear"].values == {0: 0, 4: 1}
+    assert vss_value(found["Vehicle.Oil"], 254, 214.0) == (None, "Failed")
+    assert vss_value(found["Vehicle.Oil"], 100, 60.0) == (120.0, None)
+
+
+def test_labels_that_yaml_takes_for_booleans_are_labels_and_a_flag_needs_no_mapping(tmp_path: Path) -> None:
+    text = """
+Vehicle.Seat.Row1.Left.IsBelted:
+  type: sensor
+  datatype: boolean
+  dbc2vss:
+    signal: Belt
+    transform: {mapping: [{from: NO, to: false}, {from: YES, to: true}]}
+Vehicle.Seat.Row2.Right.IsBelted: {type: sensor, datatype: boolean, dbc: {signal: Belt}}
+"""
+    found, odd = mapped(tmp_path, text, suffix=".vspec")
+    assert odd == []
+    assert [found[f"Vehicle.Seat.{seat}.IsBelted"].values for seat in ("Row1.Left", "Row2.Right")] == 2 * [
+        {0: False, 1: True}
+    ]
+
+
+def test_an_enum_of_the_tree_turns_names_to_its_numbers(tmp_path: Path) -> None:
+    pairs = [{"from": "P", "to": "AKITA"}, {"from": "D", "to": "BOXER"}]
+    found, _ = mapped(tmp_path, {"Vehicle.Dog": entry("dbc2vss", "Gear", "uint8", transform={"mapping": pairs})})
+    assert found["Vehicle.Dog"].values == {0: 0, 4: 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "said"),
+    [
+        ("Vehicle.Sped", entry("dbc2vss", "Speed"), "is not in the tree; is it Vehicle.Speed?"),
+        ("Vehicle.Speed", entry("dbc2vss", "Sped"), "Sped is no signal of the databases; is it Speed?"),
+        ("Vehicle.Speed", entry("dbc2vss", "X"), "X could be can0.Twice.X, can1.Twice.X: name one of them so"),
+        ("Vehicle.Speed", entry("dbc2vss", "Oil"), "Oil is in 'degC', which cannot be converted to 'm/s': give math"),
+        ("Vehicle.Speed", entry("dbc2vss", "Speed", transform={"math": "sin(x)"}), "sin(x) is nothing that a formula"),
+        ("Vehicle.Speed", entry("dbc2vss", "Speed", transform={"math": "x +"}), "is no formula"),
+        ("Vehicle.Speed", entry("dbc2vss", "Speed", transform={"table": 1}), "its transform is not of math"),
+        ("Vehicle.Speed", entry("dbc2vss", "Speed", multiplexer=[]), "dbc2vss.multiplexer is not known here"),
+        ("Vehicle.Speed", entry("dbc2vss", "Speed", interval_ms="fast"), "is fast, not a number of milliseconds"),
+        ("Vehicle.Speed", entry("dbc2vss", "Speed", "float[]"), "has the datatype 'float[]'"),
+        ("Vehicle.Speed", {"dbc2vss": 5}, "dbc2vss names no signal"),
+        ("Vehicle.Mode", entry("dbc2vss", "Gear", "string"), "'P' is not among its allowed values; is it 'PARK'?"),
+        ("Vehicle.Mode", entry("dbc2vss", "Speed", "string"), "is a string, and Speed has no value table"),
+        ("Vehicle.Seat.IsBelted", entry("dbc2vss", "Belt", "boolean"), "is not in the tree"),
+        ("Vehicle.Seat.Row1.Left.IsBelted", entry("dbc2vss", "Speed", "boolean"), "is a boolean, and Speed is no flag"),
+        ("Vehicle.Gear", entry("dbc2vss", "Gear", "int8", transform={"mapping": [{"from": "Q", "to": 1}]}),
+         "Gear has no label 'Q'"),
+        ("Vehicle.Gear", entry("dbc2vss", "Gear", "int8", transform={"mapping": [{"from": 9, "to": 1}]}),
+         "Gear can never be exactly 9"),
+        ("Vehicle.Gear", entry("dbc2vss", "Gear", "int8", transform={"mapping": [{"from": "P", "to": "one"}]}),
+         "'one' is no int8"),
+        ("Vehicle.Gear", entry("dbc2vss", "Gear", "int8", transform={"mapping": "P"}), "is no list of from and to"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_mapped_is_a_diagnostic_with_its_path_and_the_rest_goes_on(
+    tmp_path: Path, path: str, given: dict[str, Any], said: str
+) -> None:
+    found, odd = mapped(tmp_path, {path: given, "Vehicle.Oil": entry("dbc2vss", "Oil")})
+    assert list(found) == ["Vehicle.Oil"]
+    assert len(odd) == 1
+    assert odd[0].startswith(f"overlay.json: {path}: ")
+    assert said in odd[0]
+    assert odd[0].endswith("it is left out")
+
+
+def test_a_diagnostic_of_a_yaml_overlay_names_the_line(tmp_path: Path) -> None:
+    text = "# a comment\n\nVehicle.Sped:\n  type: sensor\n  datatype: float\n  dbc2vss: {signal: Speed}\n"
+    assert mapped(tmp_path, text, suffix=".vspec")[1][0].startswith("overlay.vspec:3: Vehicle.Sped: is not in the tree")
+
+
+def test_a_new_node_needs_a_description_and_without_a_tree_the_overlay_says_all(tmp_path: Path) -> None:
+    node = {**entry("dbc2vss", "Speed"), "unit": "mph"}
+    assert not mapped(tmp_path, {"Vehicle.OEM.Speed": node})[0]
+    found, odd = mapped(tmp_path, {"Vehicle.OEM.Speed": {**node, "description": "Ours."}})
+    assert odd == []
+    assert vss_value(found["Vehicle.OEM.Speed"], 0, 160.9344)[0] == pytest.approx(100)
+    assert mapped(tmp_path, {"Vehicle.OEM.Speed": node}, tree=None)[0] == found
+
+
+def test_the_later_of_two_entries_counts_and_is_told(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.json", {"Vehicle.Gear": entry("dbc2vss", "Gear", "int8")})
+    second = write(tmp_path / "b.json", {"Vehicle.Gear": entry("dbc2vss", "Speed", "int8")})
+    manifest, odd = add_vss(MANIFEST, [first, second], [])
+    assert [vss.signal for vss in manifest.vss] == [0]
+    assert "is mapped at a.json: Vehicle.Gear already" in str(odd[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "does not load"),
+        ("- 1", "it is no mapping of VSS nodes"),
+        ("", "holds no VSS nodes"),
+        ("Vehicle.Speed: 5", "is no VSS node"),
+        ("\t{", "does not load"),
+        ("Vehicle: !!python/object:os.system {}", "does not load"),
+    ],
+)
+def test_a_file_that_is_no_overlay_is_one_error_that_names_it(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=r"overlay\.vspec") as error:
+        mapped(tmp_path, text, suffix=".vspec")
+    assert said in str(error.value)
+
+
+# -- trees
+
+
+def flat(nodes: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found = {}
+    for name, node in nodes.items():
+        found[above + name] = {key: value for key, value in node.items() if key != "children"}
+        found |= flat(node.get("children", {}), f"{above}{name}.")
+    return found
+
+
+def test_a_tree_is_the_same_nested_or_dotted_in_json_or_yaml_with_an_instance_for_each_combination(
+    tmp_path: Path,
+) -> None:
+    trees = []
+    for name, document in (("nested.json", TREE), ("flat.json", flat(TREE)), ("flat.yaml", flat(TREE))):
+        nodes = {node.path: node for node in read(write(tmp_path / name, document))}
+        trees.append({path: node.attributes for path, node in expand(nodes).items()})
+    assert trees[0] == trees[1] == trees[2]
+    seats = [f"Vehicle.Seat.Row{row}.{side}.IsBelted" for row in (1, 2) for side in ("Left", "Right")]
+    assert [path for path in trees[0] if path.startswith("Vehicle.Seat.")] == [*seats, "Vehicle.Seat.Count"]
+
+
+def test_an_overlay_may_define_the_instances_of_a_branch_anew(tmp_path: Path) -> None:
+    overlay = {
+        "Vehicle.Seat": {"type": "branch", "instances": ["Only"]},
+        "Vehicle.Seat.Only.IsBelted": entry("dbc2vss", "Belt", "boolean"),
+        "Vehicle.Seat.Row1.Left.IsBelted": entry("dbc2vss", "Belt", "boolean"),
+    }
+    found, odd = mapped(tmp_path, overlay)
+    assert list(found) == ["Vehicle.Seat.Only.IsBelted"]
+    assert len(odd) == 1
+
+
+MORE_WORDS = ["signal", "transform", "math", "mapping", "representation", "from", "to"]
+WORDS = [*MORE_WORDS, "value", "text", "interval_ms", "type", "datatype", "unit", "children", "instances"]
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), 1e308])
+PAIRS = st.lists(
+    st.fixed_dictionaries({"from": st.sampled_from(["P", "D"]) | NUMBERS, "to": NUMBERS | st.booleans() | st.text()}),
+    max_size=3,
+)
+MAPPING = st.fixed_dictionaries(
+    {"signal": st.sampled_from(["Speed", "Gear", "Twice.X", "Belt"])},
+    optional={
+        "transform": st.fixed_dictionaries({"mapping": PAIRS}) | st.fixed_dictionaries({"math": st.text("x+-*/(1.e )")})
+    },
+)
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["Speed", "Gear", "float", "x*2", "P", "\n"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(document=st.dictionaries(st.sampled_from(["Vehicle.Speed", "Vehicle.Gear", "Vehicle"]), st.fixed_dictionaries(
+    {}, optional={"datatype": st.sampled_from(["float", "int8", "string", "boolean"]), "dbc2vss": MAPPING | JUNK,
+                  "network_serialization": JUNK, "instances": JUNK, "children": JUNK, "allowed": JUNK, "type": JUNK}
+) | JUNK, min_size=1))  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_whatever_an_overlay_holds_is_mapped_or_told_in_one_line(document: Any, tmp_path_factory: Any) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        manifest, odd = add_vss(MANIFEST, [write(folder / "junk.json", document)], [])
+    except InputError as error:
+        manifest, odd = MANIFEST, [str(error)]  # type: ignore[list-item]
+    assert all("\n" not in str(diagnostic) for diagnostic in odd)
+    assert manifest_files.parse(saved(manifest)) == manifest
+
+
+def saved(manifest: DecoderManifest) -> bytes:
+    return f"{manifest_files.FORMAT}{manifest.hash}\n".encode() + manifest.body + b"\n"
+
+
+# -- units and formulas
+
+
+@given(
+    pair=st.sampled_from([(a, b) for a in UNITS for b in UNITS if UNITS[a].kind == UNITS[b].kind]),
+    x=st.floats(-1e6, 1e6),
+)
+def test_a_unit_converts_to_any_of_its_kind_and_back(pair: tuple[str, str], x: float) -> None:
+    there, back = conversion(*pair), conversion(*reversed(pair))
+    assert there is not None
+    assert back is not None
+    one = VssSignal("V", 0, steps=there)
+    assert one.line is not None
+    value = vss_value(one, 0, x)[0]
+    exact = (
+        x * UNITS[pair[0]].factor.__float__() + float(UNITS[pair[0]].offset) - float(UNITS[pair[1]].offset)
+    ) / float(UNITS[pair[1]].factor)
+    assert value == pytest.approx(exact, rel=1e-12, abs=1e-6 * float(1 / UNITS[pair[1]].factor))
+    assert vss_value(VssSignal("V", 0, steps=back), 0, value)[0] == pytest.approx(x, rel=1e-9, abs=1e-6)  # type: ignore
+
+
+def test_units_that_differ_in_kind_or_could_be_two_do_not_convert() -> None:
+    assert conversion("km/h", "degC") is None
+    assert conversion("MW", "mW") == (("X", 0.0), ("CONST", 1e9), ("MUL", 0.0))
+    assert conversion("KN", "N") is None  # knots or kilonewtons
+    assert conversion("furlong", "m") is None
+    assert conversion("furlong", "Furlong") == (("X", 0.0),)
+
+
+@st.composite
+def formulas(draw: Any, depth: int = 3) -> str:
+    kind = draw(st.integers(0, 4 if depth else 1))
+    if kind < 2:
+        return "x" if kind else repr(draw(st.sampled_from([0, 1, 2.5, 40, 1e9])))
+    inner = formulas(depth - 1)
+    if kind == 2:
+        return f"({draw(inner)} {draw(st.sampled_from('+-*/'))} {draw(inner)})"
+    if kind == 3:
+        return f"{draw(st.sampled_from(['floor', 'ceil', 'abs', '-', 'round']))}({draw(inner)})"
+    return f"{draw(st.sampled_from(['min', 'max']))}({draw(inner)}, {draw(inner)})"
+
+
+@given(text=formulas().map(lambda text: f"x + {text}"), x=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=5))
+def test_a_formula_has_the_value_that_python_gives_it(text: str, x: list[float]) -> None:
+    import math
+
+    steps = formula.parse(text, "here")
+    for value, found in zip(x, evaluate(steps, pa.array(x, pa.float64()).to_numpy()), strict=True):
+        try:
+            code = compile(text, "formula", "eval")
+            wanted = float(eval(code, {"floor": math.floor, "ceil": math.ceil, "x": value}))
+        except ZeroDivisionError:
+            wanted = math.nan
+        assert found == wanted or (math.isnan(found) and math.isnan(wanted))
+
+
+# -- manifest, conditions, campaigns
+
+
+STEPS = [
+    (("X", 0.0),),
+    (("X", 0.0), ("CONST", 3.6), ("DIV", 0.0)),
+    (("X", 0.0), ("CONST", -2.0), ("MUL", 0.0), ("CONST", 7.0), ("ADD", 0.0)),
+    (("X", 0.0), ("CONST", 0.3), ("MUL", 0.0), ("FLOOR", 0.0)),
+    (("CONST", 40.0), ("X", 0.0), ("DIV", 0.0)),
+]  # fmt: skip
+
+
+@st.composite
+def with_vss(draw: Any) -> DecoderManifest:
+    plain = draw(manifests().filter(lambda made: any(message.signals for message in made.messages)))
+    signals = [signal for message in plain.messages for signal in message.signals]
+    rows = []
+    for number in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(signals) - 1))
+        path, raws = f"V.B{number}", st.integers(0, 3)
+        kind = draw(st.sampled_from(["steps", "reasons", "numbers", "flags", "texts"]))
+        if kind == "steps" or signals[place].is_float:
+            rows.append(VssSignal(path, place, "float", steps=draw(st.sampled_from(STEPS))))
+        elif kind == "reasons":
+            why = draw(st.dictionaries(raws, st.sampled_from(["bad", "worse"]), min_size=1))
+            rows.append(VssSignal(path, place, "float", steps=draw(st.sampled_from(STEPS)), values=why))
+        else:
+            values: Any = {
+                "numbers": st.sampled_from([-1, 0, 2.5]),
+                "flags": st.booleans(),
+                "texts": st.sampled_from("AB"),
+            }
+            datatype = {"numbers": "float", "flags": "boolean", "texts": "string"}[kind]
+            rows.append(
+                VssSignal(path, place, datatype, "", None, draw(st.dictionaries(raws, values[kind], min_size=1)))
+            )
+    return DecoderManifest(plain.buses, plain.messages, (), tuple(rows))
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_condition_on_vss_paths_is_true_where_the_slow_twin_says_wherever_batches_are_split(data: Any) -> None:
+    manifest = data.draw(with_vss().filter(lambda made: not any(m.in_segments for m in made.messages)))
+    assert manifest_files.parse(saved(manifest)) == manifest
+    texts = [(v.path, str(text)) for v in manifest.vss for text in v.values.values() if isinstance(text, str)]
+    is_number = {v.path: v.datatype == "float" for v in manifest.vss}
+    paths = [path for path, is_one in is_number.items() if is_one]
+    own = [f"{message.bus}.{name}" for name, message, _ in manifest.names()]
+    text = data.draw(logics(paths or own[:1], texts, 2))
+    for flag in (v.path for v in manifest.vss if v.datatype == "boolean"):
+        text = f"({text}) {data.draw(st.sampled_from(['and', 'or', 'and not', 'or changed']))} ({flag})"
+    if not any(name in text for name in (*is_number, *own)):
+        reject()
+    frames = data.draw(traffic(manifest, 40))
+    cuts = data.draw(st.lists(st.integers(0, len(frames)), max_size=3))
+    if "avg(" in text:  # of converted values it is the same number but for its rounding
+        reject()
+    try:
+        compile_condition(text, Names(manifest))
+    except InputError as error:
+        if "which is no line of its signal" not in str(error):
+            raise
+        reject()
+    if "count(V" in text and not all(v.line for v in manifest.vss):  # counts the signal's samples
+        reject()
+    assert hits(text, manifest, frames, cuts)[0] == SlowCondition(text, manifest).run(frames)
+
+
+def vss_manifest(*rows: VssSignal) -> DecoderManifest:
+    return DecoderManifest(MANIFEST.buses, MANIFEST.messages, (), rows)
+
+
+SPEED = VssSignal("Vehicle.Speed", 0, "float", "m/s", (("X", 0.0), ("CONST", 3.6), ("DIV", 0.0)))
+MODE = VssSignal("Vehicle.Mode", 1, "string", "", None, {0: "PARK", 4: "DRIVE"})
+BELTED = VssSignal("Vehicle.IsBelted", 2, "boolean", "", None, {0: False, 1: True})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Vehicle.Speed > 1000", "is never true: Vehicle.Speed can be 0 to 182.042 m/s"),
+        ("Vehicle.Speed", "compare it, as in Vehicle.Speed != 0"),
+        ("Vehicle.Sped > 1", "did you mean Vehicle.Speed?"),
+        ("Vehicle.Mode == 'PRAK'", "did you mean 'PARK'?"),
+        ("Vehicle.Mode > 3", "is a text, not a number"),
+        ("avg(Vehicle.IsBelted, 3) > 1", "is no line of its signal; use Motion.Belt"),
+        ("Vehicle.IsBelted > 1", "is true or false, not a number"),
+    ],
+)
+def test_a_condition_that_misuses_a_path_is_refused_with_what_would_be_right(text: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        compile_condition(text, Names(vss_manifest(SPEED, MODE, BELTED)))
+    assert said in str(error.value)
+
+
+def test_a_boolean_is_a_condition_by_itself_and_equals_true_and_false() -> None:
+    manifest = vss_manifest(SPEED, BELTED)
+    frames = [(n, 0, 1, 0, bytes([0, 40, 8 * on, 0, 0, 0, 0, 0])) for n, on in enumerate((0, 1, 1, 0))]
+    for text, expected in (
+        ("Vehicle.IsBelted", [1, 2]),
+        ("Vehicle.IsBelted == True", [1, 2]),
+        ("Vehicle.IsBelted != True and Vehicle.Speed > 28", [0, 3]),
+        ("False == Vehicle.IsBelted", [0, 3]),
+        ("rising(Vehicle.IsBelted)", [1]),
+    ):
+        assert hits(text, manifest, frames, [2])[0] == expected, text
+
+
+def test_a_campaign_may_name_paths_and_a_bound_is_in_the_unit_of_the_name() -> None:
+    manifest = vss_manifest(SPEED, MODE)
+    names = {"Vehicle.*": SignalRule(), "Vehicle/Speed": SignalRule("change", 1)}
+    chosen = compile_campaign("a", Campaign(names), manifest)
+    assert chosen.keep == bytes([1, 1, 0, 0, 0, 0])
+    assert chosen.rules is not None
+    assert chosen.rules[0][1] == pytest.approx(360)  # 1 m/s in steps of 0.01 km/h
+    own = compile_campaign("a", Campaign({"Motion.Speed": SignalRule("change", 1)}), manifest)
+    assert own.rules is not None
+    assert own.rules[0][1] == pytest.approx(100)
+    with pytest.raises(InputError, match=r"Vehicle\.Mode is no line of its signal; name Motion\.Gear"):
+        compile_campaign("a", Campaign({"Vehicle.*": SignalRule("change", 1)}), manifest)
+
+
+def test_what_vss_tags_as_private_is_not_meant_by_a_glob_but_by_its_names(tmp_path: Path) -> None:
+    tree = {"Vehicle": {"type": "branch", "children": {
+        "Home": {"type": "branch", "cybersecurity": {"impact_profiles": ["privacy"]}, "children": {
+            "Speed": {"type": "sensor", "datatype": "float"}}},
+        "Gear": {"type": "sensor", "datatype": "uint8", "privacy": ["personal"]},
+        "Belt": {"type": "sensor", "datatype": "uint8"},
+    }}}  # fmt: skip
+    pairs = {"Vehicle.Home.Speed": "Speed", "Vehicle.Gear": "Gear", "Vehicle.Belt": "Belt"}
+    overlay = {path: {"dbc2vss": {"signal": signal}} for path, signal in pairs.items()}
+    files = write(tmp_path / "o.json", overlay), write(tmp_path / "t.json", tree)
+    manifest = add_vss(MANIFEST, files[:1], files[1:])[0]
+    kept = {
+        "*": [0, 0, 1, 1, 1, 1],
+        "Vehicle.*": [0, 0, 1, 0, 0, 0],
+        "Motion.*": [0, 0, 1, 1, 0, 0],
+        "Vehicle.Home.Speed": [1, 0, 0, 0, 0, 0],
+        "Motion.Gear": [0, 1, 0, 0, 0, 0],
+    }
+    for glob, expected in kept.items():
+        assert compile_campaign("a", Campaign({glob: SignalRule()}), manifest).keep == bytes(expected), glob
+    with pytest.raises(InputError, match="matches nothing but identifiers"):
+        compile_campaign("a", Campaign({"Vehicle.Home.*": SignalRule()}), manifest)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"path": "V", "signal": 99},
+        {"path": "V", "signal": 0, "steps": [["ADD", 0]]},
+        {"path": "V", "signal": 0, "steps": [["X", 0], ["X", 0]]},
+        {"path": "V", "signal": 0, "steps": [["SPIN", 0]]},
+        {"path": "V", "signal": 0, "steps": []},
+        {"path": "V", "signal": 0, "values": {"a": 1}},
+    ],
+)
+def test_a_manifest_whose_paths_make_no_sense_is_refused(row: dict[str, Any]) -> None:
+    import hashlib
+
+    body = json.dumps({**json.loads(MANIFEST.body), "vss": [row]}).encode()
+    with pytest.raises(InputError, match="is not a valid manifest"):
+        manifest_files.parse(f"{manifest_files.FORMAT}{hashlib.sha256(body).hexdigest()}\n".encode() + body)
+
+
+def test_a_manifest_without_paths_keeps_the_name_that_it_had() -> None:
+    assert b"vss" not in MANIFEST.body
+
+
+# -- tables
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_table_by_path_has_the_values_of_the_slow_twin(data: Any) -> None:
+    from cy_core.columns import Columns
+    from edge.decoder import Decoder
+    from fleet.table import from_columns
+    from tests.strategies import batch
+
+    manifest = data.draw(with_vss())
+    decoder = Decoder(manifest)
+    rows = from_columns(decoder.decode_batch(batch(data.draw(traffic(manifest))), Columns(decoder.plan)), manifest)
+    signals = list(manifest.names())
+    wanted = []
+    for row in rows.to_pylist():
+        for vss in manifest.vss:
+            name, message, signal = signals[vss.signal]
+            if (row["bus"], f"{row['message']}.{row['signal']}") == (message.bus, name):
+                raw = (
+                    None
+                    if row["value"] is None
+                    else row["raw"]
+                    if signal.signed or row["raw"] >= 0
+                    else row["raw"] + 2**64
+                )
+                is_float = signal.is_float and raw is not None
+                value, text = vss_value(vss, 5 if is_float else raw, row["value"])
+                if raw is None:
+                    text = row["label"]
+                if isinstance(value, bool):
+                    value, text = float(value), str(value).lower()
+                if value is not None or text is not None:
+                    wanted.append((row["time_us"], vss.path, value, text))
+    found = [tuple(row.values()) for row in by_path(rows, manifest).to_pylist()]
+    assert sorted(found, key=str) == sorted(wanted, key=str)
+    assert [row[0] for row in found] == sorted(row[0] for row in found)
+
+
+def test_an_empty_table_by_path_is_empty() -> None:
+    assert by_path(SCHEMA.empty_table(), vss_manifest(SPEED)).num_rows == 0
+
+
+def test_manifests_that_disagree_on_a_path_are_not_mixed() -> None:
+    other = VssSignal("Vehicle.Speed", 0, "float", "km/h")
+    assert one_overlay({"a": vss_manifest(SPEED), "b": MANIFEST}) == vss_manifest(SPEED)
+    with pytest.raises(InputError, match="choose one with --manifest"):
+        one_overlay({"a": vss_manifest(SPEED), "b": vss_manifest(other)})
+    with pytest.raises(InputError, match="has no VSS signals"):
+        one_overlay({"a": MANIFEST})
+
+
+# -- the example, through the command line
+
+
+def van(tmp_path: Path, *more: str) -> Path:
+    buses = [text for bus, paths in databases().items() for text in ("--bus", f"{bus}={','.join(map(str, paths))}")]
+    out = tmp_path / "van.manifest"
+    overlays = f"{EXAMPLE / 'van.dbc2vss.vspec'},{EXAMPLE / 'van.network.vspec'}"
+    arguments = ["compile", *buses, "--vss", overlays, "--vss-spec", str(EXAMPLE / "tree.yaml"), "-o", str(out), *more]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_the_example_maps_the_van_without_a_diagnostic_to_the_golden_paths(tmp_path: Path) -> None:
+    manifest = manifest_files.load(van(tmp_path, "--strict"))
+    names = [f"{message.bus}.{name}" for name, message, _ in manifest.names()]
+    found = {vss.path: [names[vss.signal], *vss[2:]] for vss in manifest.vss}
+    assert json.loads(json.dumps(found)) == json.loads(GOLDEN.read_text())
+    assert load_databases(databases()).messages == manifest.messages
+
+
+def test_a_drive_decodes_to_paths_in_both_kinds_of_file_and_the_example_campaign_is_valid(tmp_path: Path) -> None:
+    from pyarrow.parquet import read_table
+
+    log, path = tmp_path / "drive.log", van(tmp_path)
+    run = CliRunner().invoke
+    assert run(main, ["drive", "-o", str(log), "--seconds", "5"]).exit_code == 0
+    for out in ("t.csv", "t.parquet"):
+        result = run(main, ["decode", str(log), "--manifest", str(path), "-o", str(tmp_path / out), "--vss"])
+        assert result.exit_code == 0, result.output
+    with (tmp_path / "t.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = read_table(tmp_path / "t.parquet")
+    assert [row["path"] for row in rows] == table["path"].to_pylist()
+    assert [float(row["value"]) if row["value"] else None for row in rows] == table["value"].to_pylist()
+    assert {row["text"] for row in rows if row["path"].endswith("SelectedMode")} == {"PARK", "DRIVE"}
+    assert all(float(row["value"]) > 60 for row in rows if row["path"].endswith("AirTemperature"))  # in Fahrenheit
+    result = run(main, ["check", str(EXAMPLE / "campaign.json"), "--manifest", str(path)])
+    assert result.exit_code == 0, result.output
+    listed = run(main, ["signals", str(path)])
+    assert "Vehicle.Cabin.Door.Row1.DriverSide.IsOpen" in listed.output
+
+
+def test_a_spec_without_an_overlay_is_bad_use() -> None:
+    result = CliRunner().invoke(main, ["compile", "--bus", "a=b.dbc", "--vss-spec", "t.json", "-o", "x"])
+    assert result.exit_code == 2
+
+
+def test_a_fleets_table_is_read_by_path_with_an_overlay_that_came_later(tmp_path: Path) -> None:
+    from fleet.decode import load_manifests
+    from fleet.table import read as read_long
+    from fleet.vss import read_vss
+
+    run = CliRunner().invoke
+    folder, table, out = tmp_path / "messages", tmp_path / "table", tmp_path / "by_path.csv"
+    assert run(main, ["fleet", "generate", "-o", str(folder), "--vehicles", "2", "--hours", "0.01"]).exit_code == 0
+    run(
+        main, ["fleet", "decode", str(folder), "-o", str(table), "--manifest", str(folder / "manifests"), "--jobs", "1"]
+    )
+    refused = run(main, ["fleet", "vss", str(table), "-o", str(out)])
+    assert "has no VSS signals; compile it with --vss OVERLAY" in refused.output
+    long = read_long(table)
+    first = long.slice(0, 1).to_pylist()[0]
+    key = first["bus"], f"{first['message']}.{first['signal']}"
+    named = [
+        (m, [(message.bus, name) for name, message, _ in m.names()])
+        for m in load_manifests(folder / "manifests").values()
+    ]
+    plain, place = next((m, keys.index(key)) for m, keys in named if key in keys)
+    paths = (VssSignal("Vehicle.Half", place, "float", steps=(("X", 0.0), ("CONST", 2.0), ("DIV", 0.0))),)
+    overlay = DecoderManifest(plain.buses, plain.messages, plain.sources, paths)
+    overlay.save(tmp_path / "later.manifest")
+    result = run(main, ["fleet", "vss", str(table), "-o", str(out), "--manifest", str(tmp_path / "later.manifest")])
+    assert result.exit_code == 0, result.output
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    of_signal = read_long(table, message=first["message"], signal=first["signal"])
+    assert [float(row["value"]) for row in rows] == [value / 2 for value in of_signal["value"].to_pylist()]
+    assert [row["vehicle"] for row in rows] == of_signal["vehicle"].to_pylist()
+    assert read_vss(table, overlay)["date"].to_pylist() == of_signal["date"].to_pylist()
