@@ -193,7 +193,7 @@ def pack(log: Path, out: Path, batch_seconds: float, resolution_us: int, table: 
 
 @main.command()
 @click.argument("packed", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="candump log to write; .gz or .zst compresses it.")
+@click.option("-o", "--out", type=FILE, required=True, help="Recording to write: .log (.gz, .zst), .blf or .mf4.")
 @click.option("--table", "table_files", type=FILE, multiple=True, help="Model table that it was packed with.")
 def unpack(packed: Path, out: Path, table_files: tuple[Path, ...]) -> None:
     """A packed recording to the recording that it was made from."""

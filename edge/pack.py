@@ -5,26 +5,21 @@
 Each block (edge/block.py) decodes alone, so what is before a damage, and behind it, is still there.
 """
 
-import gzip
-import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import zstandard
+from typing import NamedTuple
 
 from cy_core.codec.raw import FRAMES_MAX
 from cy_core.frames import Frames
 from edge import block, logs
 from edge.errors import BlockCorrupt, InputError, TableMissing
+from edge.log_writer import open_log_writer, whole_file
 from edge.table import Table
 
 FORMAT = b"bordnetz-pack 1\n"
 SIZE = struct.Struct("<I")
 BLOCK_MAX_BYTES = 64 << 20
-CANDUMP = (".log", ".log.gz", ".log.zst")
 
 
 class Result(NamedTuple):
@@ -44,7 +39,7 @@ def pack(
     reader = logs.open_log(log)
     frames, count, blocks, more = Frames(), 0, 0, True
     try:
-        with _whole(out) as file:
+        with whole_file(out) as file:
             file.write(FORMAT)
             while more:
                 more = reader.read(frames, FRAMES_MAX - len(frames))
@@ -79,15 +74,15 @@ def cut(frames: Frames, seconds: float) -> Iterator[tuple[int, int]]:
 
 
 def unpack(packed: Path, out: Path, tables: block.Tables, to: Callable[[float], None] = lambda n: None) -> Result:
-    """Write the frames of a packed recording in candump's form; blocks that do not decode are named and left out.
+    """Write the frames of a packed recording in the form of out's suffix.
+
+    Blocks that do not decode are named and left out.
 
     Raises InputError: no packed recording, a table that is not given, or the file cannot be written.
     """
-    if not out.name.endswith(CANDUMP):
-        raise InputError(out, "an unpacked recording is in candump's form", "give a name that ends in .log or .log.gz")
     problems: list[str] = []
     frames, count, blocks = Frames(), 0, 0
-    with _whole(out) as file:
+    with open_log_writer(out) as log:
         for number, (place, found) in enumerate(_read_blocks(packed, problems), 1):
             frames.clear()
             try:
@@ -97,23 +92,10 @@ def unpack(packed: Path, out: Path, tables: block.Tables, to: Callable[[float], 
             except BlockCorrupt as error:
                 problems.append(f"block {number} is left out: {error}")
                 continue
-            file.write(b"".join(candump_lines(frames, buses)))
+            log.write(frames, buses)
             count, blocks = count + len(frames), blocks + 1
             to(place)
     return Result(count, blocks, out.stat().st_size, problems)
-
-
-def candump_lines(frames: Frames, buses: tuple[str, ...]) -> Iterator[bytes]:
-    """The frames as `candump -l` writes them."""
-    records = frames.to_bytes()[0]
-    for length, (time_us, bus, can_id, flags, data) in zip(records[13::24], frames, strict=True):
-        name = f"{can_id & 0x3FFFFFFF:08X}" if can_id & 0xA0000000 else f"{can_id & 0x1FFFFFFF:03X}"
-        if can_id & 0x40000000:
-            text = f"#R{length}" if length else "#R"
-        else:
-            text = (f"##{flags & 3:X}" if flags & 4 else "#") + data.hex().upper()
-        seconds, micros = divmod(time_us, 1_000_000)
-        yield f"({seconds}.{micros:06}) {buses[bus]} {name}{text}\n".encode()
 
 
 def _read_blocks(path: Path, problems: list[str]) -> Iterator[tuple[int, bytes]]:
@@ -131,26 +113,3 @@ def _read_blocks(path: Path, problems: list[str]) -> Iterator[tuple[int, bytes]]
                 yield file.tell(), found
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})", "bordnetz pack makes one") from error
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears whole or not at all, compressed by its suffix."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with part.open("wb") as file, _compressed(file, path.suffix) as out:
-            yield out
-        part.replace(path)
-    except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror})", "give a path in a folder you own") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
-def _compressed(file: BinaryIO, suffix: str) -> AbstractContextManager[Any]:
-    if suffix == ".gz":
-        return gzip.GzipFile("", "wb", 6, file, mtime=0)
-    if suffix == ".zst":
-        return zstandard.ZstdCompressor().stream_writer(file, closefd=False)
-    return nullcontext(file)
