@@ -4,6 +4,6 @@ import os
 
 from hypothesis import settings
 
-# No test is slow because the machine is. CI takes the same examples each time: new ones are sought here, and by `make fuzz`.
+# No test fails because the machine is slow. CI takes the same examples each time; new ones are sought here and by fuzzing.
 settings.register_profile("bordnetz", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("bordnetz")
