@@ -29,6 +29,7 @@ from typing import Any, Self
 from edge.errors import InputError
 from simulator import certificates, http
 from simulator.binds import Binds
+from simulator.certificates import Authority
 from simulator.deployment import create_options, module_of_image, modules_content
 from simulator.faults import FaultyHub
 from simulator.hub import PORT
@@ -209,7 +210,8 @@ class EdgeDevice:
                 module.supervision = self._tasks.start(self._supervise(module), f"module {module.name}")
 
     async def _open_workload(self, name: str) -> None:
-        workload = Workload(name, self._key(name), self._ca.read_text(), self.modules)
+        identity = f"{HUB_NAME}/{self.device_id}/{name}"
+        workload = Workload(identity, self._key(name), Authority(self._ca.parent), self.modules)
         await workload.start(self._socket(name))
         self._workloads[name] = workload
 

@@ -27,6 +27,7 @@ from edge.log import Formatter, RateLimit
 from edge.message import MAX_MESSAGE_BYTES, unpack
 from edge.outbox import NewRecord, Outbox
 from simulator import certificates
+from simulator.certificates import Authority
 from simulator.device import free_address
 from simulator.faults import FaultyHub
 from simulator.workload import Workload
@@ -43,7 +44,7 @@ class Edge:
         self.address = free_address()
         self.ca, self.certificate, self.key = certificates.make(folder, self.address, [])
         self.hub = self._new_hub()
-        self.workload = Workload("uplink", KEY, self.ca.read_text())
+        self.workload = Workload("hub.example/car/uplink", KEY, Authority(folder))
         self.environment = {
             "IOTEDGE_IOTHUBHOSTNAME": "hub.example",
             "IOTEDGE_GATEWAYHOSTNAME": self.address,

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,12 +17,14 @@ from urllib.parse import quote
 import pytest
 from azure.iot.device import Message
 from azure.iot.device.aio import IoTHubModuleClient
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import InputError
+from simulator import http, mqtt, sas, telemetry
 from simulator import hub as hub_file
-from simulator import mqtt, sas, telemetry
 from simulator.device import HUB_NAME, EdgeDevice
 from simulator.hub import METHOD_CALLS, PORT, TWIN_ANSWERS, TWIN_PATCHES, NoAnswer
 from simulator.telemetry import MessageStore, parse_bag
@@ -696,3 +699,50 @@ async def test_who_waits_for_a_change_can_be_stopped_at_the_very_moment_it_comes
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_module_gets_certificates_that_the_trust_bundle_vouches_for(tmp_path):
+    async with EdgeDevice(MANIFEST, tmp_path / "state", modules_root=tmp_path) as device:
+        trusted = x509.load_pem_x509_certificate(device.ca_file.read_bytes())
+        path, wanted = "/modules/uplink/genid/1/certificate", {"commonName": "Gateway.local"}
+        answer = await http.ask(device._socket("uplink"), "POST", f"{path}/server?api-version=2022-08-03", wanted)
+        assert answer.status == 201
+        server, chained = x509.load_pem_x509_certificates(answer.document["certificate"].encode())
+        assert chained == trusted
+        server.verify_directly_issued_by(trusted)
+        names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.DNSName) == ["gateway.local", "uplink"]
+        key = serialization.load_pem_private_key(answer.document["privateKey"]["bytes"].encode(), None)
+        assert key.public_key() == server.public_key()
+        assert server.not_valid_after_utc - datetime.now(UTC) <= timedelta(days=30)
+
+        soon = datetime.now(UTC) + timedelta(hours=2)
+        answer = await http.ask(device._socket("uplink"), "POST", f"{path}/identity", {"expiration": soon.isoformat()})
+        identity, _ = x509.load_pem_x509_certificates(answer.document["certificate"].encode())
+        assert abs(identity.not_valid_after_utc - soon) < timedelta(seconds=2)
+        names = identity.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [
+            "azureiot://simulator.azure-devices.net/devices/simulated-vehicle/modules/uplink"
+        ]
+        for wanted, problem in [
+            ({}, "needs a commonName"),
+            ({"commonName": 3}, "needs a commonName"),
+            ({"commonName": "ü"}, "needs a commonName"),
+            ([], "needs a commonName"),
+            ({"commonName": "a", "expiration": "soon"}, "expiration is no time"),
+            ({"commonName": "a", "expiration": "2001-01-01T00:00:00Z"}, "is not a time to come"),
+        ]:
+            answer = await http.ask(device._socket("uplink"), "POST", f"{path}/server", wanted)
+            assert answer.status == 400
+            assert problem in answer.document["message"]
+        answer = await http.ask(device._socket("uplink"), "POST", "/modules/collector/genid/1/certificate/identity", {})
+        assert answer.status == 403
+
+
+async def test_the_authority_of_a_state_folder_stays_when_the_address_changes(tmp_path):
+    seen = set()
+    for _ in range(2):
+        async with EdgeDevice(MANIFEST, tmp_path / "state", modules_root=tmp_path) as device:
+            seen.add(device.ca_file.read_bytes())
+    assert len(seen) == 1
+    assert (tmp_path / "state" / "certificates" / "ca.key").stat().st_mode & 0o777 == 0o600
