@@ -328,6 +328,21 @@ def test_when_one_process_meets_a_corruption_the_other_lets_go_and_both_go_on(tm
         assert reader.wait() == 0
 
 
+@pytest.mark.parametrize("page", [bytes(4096), b"\xff" * 4096])
+def test_an_outbox_whose_first_page_is_lost_keeps_its_records_and_its_cursors(tmp_path, page):
+    with Outbox(tmp_path) as outbox:
+        before = outbox.id
+        outbox.append([new(b"%d" % n + bytes(3000)) for n in range(50)], ("log", b"50"))
+        outbox.ack([1, 2])
+    with (tmp_path / "outbox.db").open("r+b") as file:
+        file.write(page)
+    with Outbox(tmp_path) as outbox:
+        assert {record.outbox for record in outbox.peek(1 << 20, 50)} == {before}
+        assert sorted(drain(outbox)) == list(range(3, 51))
+        assert outbox.cursor("log") == b"50"
+        assert outbox.append([new()]) == [51]
+
+
 def _stopped(folder: Path, copy: Path, bodies: list[bytes]) -> bytes:
     """An outbox with one transaction for each body, as a power cut leaves it; returns its id."""
     with Outbox(folder) as outbox:

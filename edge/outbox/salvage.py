@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -25,7 +26,7 @@ from edge.outbox import database
 from edge.outbox import log as wal
 from edge.outbox.database import CORRUPT
 from edge.outbox.files import Files, try_lock
-from edge.outbox.records import record_of
+from edge.outbox.records import PAGE_BYTES, record_of
 
 log = logging.getLogger(__name__)
 
@@ -108,18 +109,42 @@ def _salvage(files: Files, quota_bytes: int) -> None:
     outbox = os.urandom(16)
     with closing(_draft(files, outbox, quota_bytes)) as new:
         try:
-            old = database.connect(files.database, quota_bytes)
+            old = _open_damaged(files, quota_bytes, new)
         except CORRUPT:
             log.error("%s is not a database any more, nothing could be salvaged", files.database)
         else:
             with closing(old):
-                with suppress(*CORRUPT, apsw.FullError):
-                    database.check_format(old)
                 saved = _copy_records(old, new)
                 database.transact(new, lambda: _copy_rest(old, new, outbox))
             log.error("%s is corrupted, %d records were salvaged", files.database, saved)
     files.draft.rename(files.salvaged)
     files.sync()
+
+
+def _open_damaged(files: Files, quota_bytes: int, new: apsw.Connection) -> apsw.Connection:
+    """Raises one of CORRUPT. Where the schema cannot be read, a first page is put there: every outbox has the same."""
+    try:
+        old = database.connect(files.database, quota_bytes)
+        try:
+            with suppress(apsw.FullError):
+                database.check_format(old)
+            return old
+        except BaseException:
+            old.close()
+            raise
+    except CORRUPT:
+        _put_first_page(files.database, new)
+        return database.connect(files.database, quota_bytes)
+
+
+def _put_first_page(path: Path, new: apsw.Connection) -> None:
+    """The header says how long the file is, and knows no free pages: it is only read from now on."""
+    page = bytearray(new.serialize("main")[:PAGE_BYTES])
+    page[28:40] = struct.pack(">3I", path.stat().st_size // PAGE_BYTES, 0, 0)
+    with path.open("r+b") as file:
+        file.write(page)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _copy_records(old: apsw.Connection, new: apsw.Connection) -> int:

@@ -9,6 +9,7 @@ short, deleted or replaced by an older one, only b, c, d and f are asked.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
@@ -126,7 +127,8 @@ def run(options: Options) -> Result:
     seeds = range(options.seed * 1000, options.seed * 1000 + (250 if options.long else 14))
     with ProcessPoolExecutor(2) as pool:
         for tried, losses in pool.map(damage_all, seeds):
-            result.count("damaged outboxes", tried)
+            for what, number in tried.items():
+                result.count(what, number)
             result.losses += losses
         result.controls = {
             control: any(losses for _, losses in pool.map(damage_all, seeds, repeat(control))) for control in CONTROLS
@@ -134,9 +136,10 @@ def run(options: Options) -> Result:
     return result
 
 
-def damage_all(seed: int, control: str = "") -> tuple[int, list[str]]:
+def damage_all(seed: int, control: str = "") -> tuple[Counter[str], list[str]]:
     """One outbox, damaged in every way, each twice."""
     losses: list[str] = []
+    tried: Counter[str] = Counter()
     stopped = stop(seed)
     with controls.applied(control):
         for number, (damage, name, claims) in enumerate(DAMAGES * 2):
@@ -145,7 +148,7 @@ def damage_all(seed: int, control: str = "") -> tuple[int, list[str]]:
             losses += [
                 f"L5 seed {seed} {damage.__name__} {name} {number}: {line}" for line in examine(files, stopped, claims)
             ]
-    return len(DAMAGES) * 2, losses
+    return tried, losses
 
 
 def stop(seed: int) -> Stopped:
@@ -166,7 +169,8 @@ def _files(folder: Path) -> Files:
     return {name: (folder / name).read_bytes() for name in (DATABASE, LOG)}
 
 
-def examine(files: Files, stopped: Stopped, claims: str) -> list[str]:
+def examine(files: Files, stopped: Stopped, claims: str) -> tuple[list[str], list[str]]:
+    """What is wrong, and what else came of it."""
     history = Memory(stopped.history)
     history.fault("damage")
     with workplace() as folder:
@@ -176,12 +180,14 @@ def examine(files: Files, stopped: Stopped, claims: str) -> list[str]:
         try:
             finish(folder, history)
         except Exception as error:
-            return [f"f: {type(error).__name__}: {error}"]
+            return [f"f: {type(error).__name__}: {error}"], []
+    outcome = []
     if began_anew(history.events, stopped.history):
-        claims = "df"
+        outcome, claims = ["begun anew"], "df"
     elif reads_again(history.events, stopped.history):
-        claims = claims.replace("b", "").replace("c", "")
-    return [line for line in validate(history.events, claims=claims) if not line.startswith("a: the ledger accounts")]
+        outcome, claims = ["read again"], claims.replace("b", "").replace("c", "")
+    found = validate(history.events, claims=claims)
+    return [line for line in found if not line.startswith("a: the ledger accounts")], outcome
 
 
 def began_anew(events: list[Event], before: list[Event]) -> bool:
