@@ -145,9 +145,9 @@ def damage_all(seed: int, control: str = "") -> tuple[Counter[str], list[str]]:
         for number, (damage, name, claims) in enumerate(DAMAGES * 2):
             chance = random.Random(seed * 100 + number)
             files = stopped.now | damage(stopped, name, chance)
-            losses += [
-                f"L5 seed {seed} {damage.__name__} {name} {number}: {line}" for line in examine(files, stopped, claims)
-            ]
+            found, outcome = examine(files, stopped, claims)
+            losses += [f"L5 seed {seed} {damage.__name__} {name} {number}: {line}" for line in found]
+            tried.update(["damaged outboxes", *outcome])
     return tried, losses
 
 
