@@ -56,7 +56,7 @@ def _salts(log: Path, heads: list[tuple[int, ...]]) -> tuple[int, ...]:
     *_, one, two, sum_one, sum_two = HEADER.unpack(start)
     if start[:3] == MAGIC.to_bytes(4)[:3] and _checksum(start[:24], 0, 0) == (sum_one, sum_two):
         return one, two
-    votes = [head[2:4] for head in heads[:4]]  # several, because the damage may reach into them
+    votes = [head[2:4] for head in heads[:5] if head[0]]  # several, because the damage may reach into them
     return max(votes, key=votes.count, default=(one, two))
 
 

@@ -157,6 +157,9 @@ def stop(seed: int) -> Stopped:
         victim = Victim(folder, history, seed)
         victim.run(STEPS // 2)
         victim.append()  # so that there is something in the log
+        if seed % 2:  # this one was damaged before
+            (folder / "outbox.suspect").touch()
+            victim.append()
         before = _files(folder)
         victim.run(STEPS // 2)
         victim.append()
@@ -184,7 +187,7 @@ def examine(files: Files, stopped: Stopped, claims: str) -> tuple[list[str], lis
     outcome = []
     if began_anew(history.events, stopped.history):
         outcome, claims = ["begun anew"], "df"
-    elif reads_again(history.events, stopped.history):
+    elif "b" in claims and reads_again(history.events, stopped.history):
         outcome, claims = ["read again"], claims.replace("b", "").replace("c", "")
     found = validate(history.events, claims=claims)
     return [line for line in found if not line.startswith("a: the ledger accounts")], outcome
