@@ -346,8 +346,9 @@ class Outbox:
         database.enter_in_ledger(self._db, gone, reason)
 
     def _take_ledger(self, limit: int) -> list[LedgerEntry]:
-        columns = "id, outbox, first_sequence, last_sequence, count, CAST(stream AS BLOB), reason, time_us"
-        found = rows(self._db, f"SELECT {columns} FROM ledger ORDER BY id LIMIT ?", limit)
+        found = rows(self._db, f"SELECT {database.ENTRY} FROM ledger ORDER BY id LIMIT ?", limit)
+        if not all(map(database.is_entry, found)):
+            raise apsw.CorruptError("an entry of the ledger is damaged")
         if found:
             self._db.execute("UPDATE ledger SET taken = 1 WHERE id <= ? AND taken = 0", (found[-1][0],))
         return [LedgerEntry(*row[:5], row[5].decode("utf-8", "replace"), *row[6:]) for row in found]  # type: ignore[call-arg]

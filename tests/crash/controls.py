@@ -7,14 +7,15 @@ no-checksum              a record's CRC is not looked at
 no-directory-sync        new names are not flushed
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from edge import durable
-from edge.outbox import NewRecord, Record, database, outbox, salvage
+from edge.outbox import NewRecord, Record, database, files, outbox, records, salvage
 from edge.outbox.files import Files
 from tests.crash.history import WatchedOutbox
 
@@ -54,4 +55,14 @@ def apply(control: str) -> None:
         outbox.record_of = salvage.record_of = unchecked
     elif control == "no-directory-sync":
         Files.sync = lambda self: None  # type: ignore[method-assign]
-        durable.sync_folder = lambda folder: None
+        durable.sync_folder = files.sync_folder = lambda folder: None
+
+
+@contextmanager
+def applied(control: str) -> Iterator[None]:
+    """The fault no-checksum, or none, for a while."""
+    try:
+        apply(control)
+        yield
+    finally:
+        outbox.record_of = salvage.record_of = records.record_of

@@ -44,7 +44,7 @@ def run(options: Options) -> Result:
     if lacking := missing(strace="strace"):
         return Result(skipped=lacking)
     result = Result()
-    lives, states = (44, 500) if options.long else (4, 120)
+    lives, states = (64, 500) if options.long else (4, 120)
     seeds = [options.seed * 1000 + life for life in range(lives)]
     with ProcessPoolExecutor(WORKERS) as pool:
         tries = {control: pool.submit(live, options.seed, states, control) for control in CONTROLS}

@@ -26,9 +26,10 @@ from tests.crash.history import History, Memory, read, validate
 from tests.crash.layer import Options, Result, missing, workplace
 from tests.crash.victim import Victim, finish
 
-CALLS = ("pwrite64", "write", "fdatasync", "fsync", "ftruncate", "fallocate", "unlink", "rename", "mkdir")
+CALLS = ("pwrite64", "write", "fdatasync", "fsync", "ftruncate", "fallocate", "unlink", "rename", "mkdir", "writev")
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 CONTROLS = ("early-acknowledgement", "early-delete")
+OFTEN = ("pwrite64", "fdatasync", "writev")
 ENDED, REFUSED, UNEXPECTED = 0, 1, 2
 
 
@@ -50,17 +51,18 @@ def run(options: Options) -> Result:
     steps = 60 if options.long else 25
     with ProcessPoolExecutor(2) as pool:
         for seed in seeds:
-            points = _points(seed, steps)
-            if not options.long:
-                points = random.Random(seed).sample(points, min(200, len(points)))
+            points = every = _points(seed, steps)
+            if not options.long:  # all of the rare calls, some of the others
+                points = [p for p in every if p.call not in OFTEN]
+                points += random.Random(seed).sample([p for p in every if p.call in OFTEN], 150)
             for losses in pool.map(cut, repeat(seed), repeat(steps), points, chunksize=4):
                 result.losses += losses
             result.count("points", len(points))
-        kills = [point for point in points if point.fault == FAULTS[0] and point.call in ("pwrite64", "fdatasync")]
-        result.controls = {
-            control: any(map(bool, pool.map(cut, repeat(seeds[0]), repeat(steps), kills, repeat(control))))
-            for control in CONTROLS
-        }
+        kills = [p for p in every if p.call in ("pwrite64", "writev") and p.fault == FAULTS[0]]
+        random.Random(options.seed).shuffle(kills)
+        for control in CONTROLS:
+            tried = pool.map(cut, repeat(seeds[-1]), repeat(steps), kills[:120], repeat(control), chunksize=4)
+            result.controls[control] = any(tried)
     return result
 
 
@@ -75,7 +77,7 @@ def _points(seed: int, steps: int) -> list[Point]:
         Point(call, number, fault, lasting)
         for call in CALLS
         for number in range(1, counts[call] + 1)
-        for fault in FAULTS
+        for fault in (FAULTS if call != "writev" else FAULTS[:1])  # writev is the history's
         for lasting in ((False, True) if fault != FAULTS[0] else (False,))
     ]
 
