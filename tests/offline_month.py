@@ -158,8 +158,9 @@ class Month:
         for campaign in CAMPAIGNS:
             if self._random.randrange(campaign.of):
                 continue
+            least, most = (min(size * self._scale, MAX_BODY_BYTES) for size in (campaign.least, campaign.most))
             count = self._random.randint(1, 2)
-            bodies = [self._random.randbytes(self._random.randint(campaign.least, campaign.most)) for _ in range(count)]
+            bodies = [self._random.randbytes(self._random.randint(least, most)) for _ in range(count)]
             records = [
                 NewRecord(campaign.priority, campaign.stream, bytes(32), body, campaign.ttl_s) for body in bodies
             ]
