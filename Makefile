@@ -34,6 +34,7 @@ fuzz: $(READY)
 crash crash-long: $(READY)
 	$(BIN)/python -m tests.crash --$(if $(filter %-long,$@),long,short) $(if $(SEED),--seed $(SEED))
 # Thirty days without a network in scaled time: half a gigabyte of quota, a step a minute, about ten minutes.
+# Thirty days without a network in scaled time: half a gigabyte of quota; a few minutes.
 offline-month: $(READY)
 	$(BIN)/python -m tests.offline_month
 

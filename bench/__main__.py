@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import campaigns, decoding, fleet, kinds, modules, process, simulator, workload
+from bench import campaigns, decoding, fleet, kinds, modules, outbox, process, simulator, workload
 
 GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]] = {
     "decode": decoding.figures,
@@ -23,6 +23,7 @@ GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]]
     "campaigns": campaigns.figures,
     "process": process.figures,
     "modules": modules.figures,
+    "outbox": outbox.figures,
     "simulator": simulator.figures,
     "fleet": fleet.figures,
 }

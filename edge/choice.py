@@ -34,6 +34,7 @@ class Message(msgspec.Struct, frozen=True):
     body: bytes
     records: list[Record]
     evictions: list[LedgerEntry]
+    sizes: list[int]  # encoded, of the records
 
     @property
     def units(self) -> int:
@@ -95,28 +96,29 @@ class Chooser:
         group = _group(records, flying.alone)
         first = group[0]
         own = [entry for entry in entries if entry.outbox == first.outbox and first.sequence not in flying.alone]
-        count, evictions = fit(self._vehicle_id, group, own, limits.message_bytes)
+        sizes = list(map(record_bytes, group))
+        count, evictions = fit(self._vehicle_id, sizes, own, limits.message_bytes)
         if 0 < count < len(group) or (count < waiting and len(group) == len(records)):
-            count = fill(self._vehicle_id, group[:count], own[:evictions])
+            count = fill(self._vehicle_id, sizes[:count], own[:evictions])
         if count == 0:  # a record larger than the unit goes alone
             count, evictions = 1, 0
-        count = max(1, _affordable(group[:count], left))
-        message = self._pack(first.outbox, first.manifest, group[:count], own[:evictions])
+        count = max(1, _affordable(group[:count], sizes, left))
+        message = self._pack(first.outbox, first.manifest, group[:count], own[:evictions], sizes[:count])
         return message, count < waiting or first.priority == 0
 
     def single(self, record: Record) -> Message:
         """A message of nothing but this record."""
-        return self._pack(record.outbox, record.manifest, [record], [])
+        return self._pack(record.outbox, record.manifest, [record], [], [record_bytes(record)])
 
     def commit(self, message: Message) -> None:
         """It goes out: charge it, and let the next one have its turn."""
         self._turn += 1
-        charges = Counter[int]()
-        for record in message.records:
-            charges[record.priority] += record_bytes(record)
-        if message.records:  # what the envelope adds, and the last unit's rest
-            charges[message.records[0].priority] += message.units * UNIT_BYTES - sum(charges.values())
-        self.budget.charge(charges)
+        self.budget.charge(_charges(message))
+
+    def take_back(self, message: Message) -> None:
+        """It does not go out after all."""
+        self._turn -= 1
+        self.budget.charge({priority: -charge for priority, charge in _charges(message).items()})
 
     def cursor(self) -> tuple[str, bytes]:
         """To be kept with an acknowledgement."""
@@ -143,19 +145,30 @@ class Chooser:
                 skip=flying.deferred,
                 oldest_first=self._turn % FAIR_TURN == FAIR_TURN - 1,
             )
-            if not records or _affordable(records[:1], left):
+            if not records or _affordable(records[:1], [record_bytes(records[0])], left):
                 self.waiting_for_budget = sorted(priority for priority in without if priority in left)
                 return records, left
             without.add(records[0].priority)
 
     def _of_evictions(self, entries: list[LedgerEntry]) -> Message | None:
         own = [entry for entry in entries if entry.outbox == entries[0].outbox]
-        return self._pack(own[0].outbox, b"", [], own) if own else None
+        return self._pack(own[0].outbox, b"", [], own, []) if own else None
 
-    def _pack(self, outbox: bytes, manifest: bytes, records: list[Record], evictions: list[LedgerEntry]) -> Message:
+    def _pack(
+        self, outbox: bytes, manifest: bytes, records: list[Record], evictions: list[LedgerEntry], sizes: list[int]
+    ) -> Message:
         body = pack(self._vehicle_id, outbox, manifest, records, evictions)
         ends = (records[0].sequence, records[-1].sequence) if records else (f"e{evictions[0].id}", evictions[-1].id)
-        return Message(f"{outbox.hex()[:8]}-{ends[0]}-{ends[1]}", body, records, evictions)
+        return Message(f"{outbox.hex()[:8]}-{ends[0]}-{ends[1]}", body, records, evictions, sizes)
+
+
+def _charges(message: Message) -> Counter[int]:
+    charges = Counter[int]()
+    for record, size in zip(message.records, message.sizes, strict=True):
+        charges[record.priority] += size
+    if message.records:  # what the envelope adds, and the last unit's rest
+        charges[message.records[0].priority] += message.units * UNIT_BYTES - sum(charges.values())
+    return charges
 
 
 def _group(records: list[Record], alone: Collection[int]) -> list[Record]:
@@ -169,11 +182,11 @@ def _group(records: list[Record], alone: Collection[int]) -> list[Record]:
     return records
 
 
-def _affordable(records: list[Record], left: Mapping[int, int]) -> int:
+def _affordable(records: list[Record], sizes: list[int], left: Mapping[int, int]) -> int:
     """How many of the first ones the day's budgets pay for; the first pays for the envelope, and the last unit."""
     spent = Counter[int]()
-    for count, record in enumerate(records):
-        spent[record.priority] += record_bytes(record) + (0 if count else 2 * UNIT_BYTES)
+    for count, record in enumerate(records if left else ()):
+        spent[record.priority] += sizes[count] + (0 if count else 2 * UNIT_BYTES)
         if record.priority in left and spent[record.priority] > left[record.priority]:
             return count
     return len(records)

@@ -9,6 +9,7 @@ Bytes from outside are data: whatever does not parse raises BlockCorrupt. docs/f
 import itertools
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from edge import message_pb2
 from edge.errors import BlockCorrupt
 
 UNIT_BYTES = 4096  # what IoT Hub bills by
+FULL = 0.97
 MAX_MESSAGE_BYTES = 255 * 1024  # with topic and properties; IoT Hub's own limit is 256 KiB
 PROPERTY_BYTES = 128  # what they and the message id add to what is billed
 
@@ -195,54 +197,62 @@ def unpack(body: bytes) -> Envelope:
     )
 
 
-def fit(
-    vehicle_id: str,
-    records: Sequence[RecordLike],
-    evictions: Sequence[EvictionLike],
-    limit_bytes: int,
-) -> tuple[int, int]:
+def fit(vehicle_id: str, sizes: Sequence[int], evictions: Sequence[EvictionLike], limit_bytes: int) -> tuple[int, int]:
     """How many of the first evictions and records fit into a message of limit_bytes; evictions go first.
 
-    Exact: the sizes are those of the encoding. (0, 0) if not even the first fits.
+    sizes: record_bytes of each record. Exact: the sizes are those of the encoding. (0, 0) if not even the first fits.
     """
-    size = len(pack(vehicle_id, bytes(16), bytes(32), ()))
-    kept_evictions, size = _take((_eviction(eviction).ByteSize() for eviction in evictions), size, limit_bytes)
-    kept_records, size = _take((record_bytes(record) for record in records), size, limit_bytes)
+    size = _head_bytes(vehicle_id)
+    kept_evictions, size = _take((_field_bytes(_eviction(one).ByteSize()) for one in evictions), size, limit_bytes)
+    kept_records, size = _take(sizes, size, limit_bytes)
     return kept_records, kept_evictions
 
 
-def fill(vehicle_id: str, records: Sequence[RecordLike], evictions: Sequence[EvictionLike]) -> int:
-    """How many of the first records to send so that the least is billed for nothing: units are billed whole.
+def fill(vehicle_id: str, sizes: Sequence[int], evictions: Sequence[EvictionLike]) -> int:
+    """How many of the first records to send so that little is billed for nothing: units are billed whole.
 
-    Looked at are the last three quarters of the bytes, so that messages stay large.
+    As many as fill their units to FULL; where no number does, the number among the last three quarters of the bytes
+    that fills them best.
     """
-    size = len(pack(vehicle_id, bytes(16), bytes(32), ()))
+    size = _head_bytes(vehicle_id)
     size += sum(_field_bytes(_eviction(eviction).ByteSize()) for eviction in evictions) + PROPERTY_BYTES
-    sizes = list(itertools.accumulate((_field_bytes(record_bytes(record)) for record in records), initial=size))[1:]
-    best, best_fill = len(sizes), 0.0
-    for count in range(len(sizes), 0, -1):
-        if 4 * sizes[count - 1] < sizes[-1]:
+    ends = list(itertools.accumulate(sizes, initial=size))[1:]
+    best, best_fill = len(ends), 0.0
+    for count in range(len(ends), 0, -1):
+        if 4 * ends[count - 1] < ends[-1]:
             break
-        filled = sizes[count - 1] / (-(-sizes[count - 1] // UNIT_BYTES) * UNIT_BYTES)
+        filled = ends[count - 1] / (-(-ends[count - 1] // UNIT_BYTES) * UNIT_BYTES)
         if filled > best_fill:
             best, best_fill = count, filled
+        if best_fill >= FULL:
+            break
     return best
+
+
+@lru_cache(16)
+def _head_bytes(vehicle_id: str) -> int:
+    return len(pack(vehicle_id, bytes(16), bytes(32), ()))
 
 
 def _take(sizes: Iterable[int], size: int, limit_bytes: int) -> tuple[int, int]:
     taken = 0
     for item in sizes:
-        if size + _field_bytes(item) > limit_bytes:
+        if size + item > limit_bytes:
             break
-        size += _field_bytes(item)
+        size += item
         taken += 1
     return taken, size
 
 
 def record_bytes(record: RecordLike) -> int:
-    """The encoded size of a record, without copying its body."""
-    head = message_pb2.Record(sequence=record.sequence, priority=record.priority, stream=record.stream)
-    return int(head.ByteSize()) + (_field_bytes(len(record.body)) if record.body else 0)
+    """What a record takes of a message, without copying its body."""
+    size = _fixed_bytes(record.priority, record.stream) + (_field_bytes(len(record.body)) if record.body else 0)
+    return _field_bytes(size + (1 + (record.sequence.bit_length() + 6) // 7 if record.sequence else 0))
+
+
+@lru_cache(256)
+def _fixed_bytes(priority: int, stream: str) -> int:
+    return int(message_pb2.Record(priority=priority, stream=stream).ByteSize())
 
 
 def _field_bytes(length: int) -> int:

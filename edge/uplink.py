@@ -127,6 +127,7 @@ class Uplink:
         self._chooser: Chooser | None = None
         self._flights: dict[asyncio.Task[None], Message] = {}  # in the order in which they went out
         self._began: dict[asyncio.Task[None], float] = {}
+        self._arrived: list[Message] = []  # that the hub has, and the outbox has not forgotten yet
         self._after: dict[int, int] = {}  # by priority, the last sequence that is in flight
         self._suspects = Suspects()
         self._told: dict[int, tuple[LedgerEntry, float]] = {}  # with confirm: what the hub took, and when
@@ -163,29 +164,40 @@ class Uplink:
             await self.step()
 
     async def step(self) -> None:
-        """Send one message, or wait for a reason to."""
+        """Send what may go out, or wait for a reason to."""
         await self._housekeeping()
         await self._cloud.wait_connected()
-        if any(task.done() for task in self._flights):
+        if self._is_settling_due():
             await self._settle(0)
         if self._failure:
             await self._start_again()
         if len(self._flights) >= self.window:
-            await self._settle(None)
-        elif (self._look or self._is_due()) and (message := await self._next_message()):
+            flying = [task for task in self._flights if not task.done()]
+            await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+            return
+        if (self._look or self._is_due()) and (messages := await self._next_messages()):
             if any(task.done() and task.exception() for task in self._flights):
-                await self._settle(0)  # it broke while we chose: what comes after must not overtake
+                self._take_back(messages)  # it broke while we chose: what comes after must not overtake
+                await self._settle(0)
             else:
-                self._start(message)
+                for message in messages:
+                    self._start(message)
         else:
             await self._settle(self._poll_seconds)
             self._look = await self._in_thread(self._outbox.changed) or self._look
+        await self._forget_arrived()  # while others are on their way
+
+    def _is_settling_due(self) -> bool:
+        """Each time costs a durable write, so half a window is acknowledged at once; a failure is looked at now."""
+        done = [task for task in self._flights if task.done()]
+        return 2 * len(done) >= self.window or any(task.exception() for task in done)
 
     async def finish(self, seconds: float) -> None:
         """Start nothing new; give what is in flight this long to be acknowledged, and abandon the rest."""
         deadline = asyncio.get_running_loop().time() + seconds
         while self._flights and (left := deadline - asyncio.get_running_loop().time()) > 0:
             await self._settle(left)
+        await self._forget_arrived()
         for task in self._flights:
             task.cancel()
 
@@ -207,24 +219,20 @@ class Uplink:
 
     # Choosing
 
-    async def _next_message(self) -> Message | None:
-        """The next message, or None: nothing to send, or it has not waited long enough to be filled."""
+    async def _next_messages(self) -> list[Message]:
+        """As many as may go out now; none: there is nothing, or it has not waited long enough to fill a message."""
         self._look = False
-        message, urgent = await self._in_thread(self._choose)
-        if message is None:
-            self._due = None
-            return await self._suspect()
-        if self._due is None:
-            self._due = asyncio.get_running_loop().time() + self.settings.latency_s
-        if not urgent and not self._is_due():
-            return None
-        if urgent and self._suspects.is_due and not self._flights and (suspect := await self._suspect()):
+        if self._suspects.is_due and (suspect := await self._suspect()):
             self._look = True
-            return suspect
-        self._look, self._due = True, None
-        for record in message.records:
-            self._after[record.priority] = max(record.sequence, self._after.get(record.priority, 0))
-        return message
+            return [suspect]
+        is_due = self._is_due() or not self.settings.latency_s
+        messages, is_filling = await self._in_thread(lambda: self._choose(is_due))
+        self._look = bool(messages)
+        if not is_filling or messages:
+            self._due = None
+        if is_filling and self._due is None:
+            self._due = asyncio.get_running_loop().time() + self.settings.latency_s
+        return messages or ([] if is_filling else [one for one in [await self._suspect()] if one])
 
     async def _suspect(self) -> Message | None:
         """A record that the connection broke at, alone, to see whether it is to blame."""
@@ -235,30 +243,50 @@ class Uplink:
             self._suspects.acquit([sequence])
             return None
         assert self._chooser is not None
-        return self._chooser.single(record)
+        message = self._chooser.single(record)
+        self._chooser.commit(message)
+        return message
 
     def _is_due(self) -> bool:
         return self._due is not None and asyncio.get_running_loop().time() >= self._due
 
-    def _choose(self) -> tuple[Message | None, bool]:
-        """In the outbox's thread."""
+    def _choose(self, is_due: bool) -> tuple[list[Message], bool]:
+        """In the outbox's thread: what fits into the window, and whether more is there that does not fill a message."""
         if self._chooser is None:
             self._chooser = Chooser(self._outbox, self._vehicle_id, lambda: self.metered)
-        messages = self._flights.values()
-        flying = Flying(
+        chosen: list[Message] = []
+        while len(self._flights) + len(chosen) < self.window:
+            message, is_urgent = self._chooser.choose(self.settings.limits(), self._flying(chosen))
+            if message is None:
+                break
+            if not (is_urgent or is_due):
+                return chosen, True
+            is_due = is_due and (is_urgent or not self.settings.latency_s)
+            self._chooser.commit(message)
+            for record in message.records:
+                self._after[record.priority] = max(record.sequence, self._after.get(record.priority, 0))
+            chosen.append(message)
+        return chosen, False
+
+    def _flying(self, chosen: list[Message]) -> Flying:
+        messages = [*self._flights.values(), *self._arrived, *chosen]
+        return Flying(
             self._after,
             sum(len(message.records) for message in messages),
             {entry.id for message in messages for entry in message.evictions} | self._told.keys(),
             self._suspects.alone,
             self._suspects.deferred,
         )
-        return self._chooser.choose(self.settings.limits(), flying)
+
+    def _take_back(self, messages: list[Message]) -> None:
+        """They do not go out; what is in flight fails soon, and then it starts again at the oldest record."""
+        assert self._chooser is not None
+        for message in messages:
+            self._chooser.take_back(message)
 
     # Sending
 
     def _start(self, message: Message) -> None:
-        assert self._chooser is not None
-        self._chooser.commit(message)
         task = asyncio.create_task(self._send(message), name=message.id)
         self._flights[task] = message
         self._began[task] = time.monotonic()
@@ -272,12 +300,12 @@ class Uplink:
             await asyncio.sleep(seconds or 0)
             return
         done, _ = await asyncio.wait(self._flights, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        acknowledged: list[Message] = []
         for task in [task for task in self._flights if task in done]:
             error = task.exception()
             message = self._flights[task]
             if error is None:
-                acknowledged.append(message)
+                self._count(message)
+                self._arrived.append(message)
                 self._pace(time.monotonic() - self._began[task])
             elif isinstance(error, MessageRejected):
                 await self._rejected(message, error)
@@ -285,12 +313,18 @@ class Uplink:
                 await self._failed(message, error)
             else:
                 raise error
-        if acknowledged:
-            await self._acknowledged(acknowledged)
-        for task in done:  # not before: until the outbox has forgotten them, they count as in flight
             del self._flights[task], self._began[task]
-        if not self._flights:
+        if not self._flights and not self._arrived:
             self._after.clear()
+
+    def _count(self, message: Message) -> None:
+        if not self.sent.messages:
+            self._on_first()
+        self.sent.messages += 1
+        self.sent.records += len(message.records)
+        self.sent.bytes += len(message.body)
+        self.sent.units += message.units
+        self._delay_s, self.problem = 0.0, ""
 
     def _pace(self, seconds: float) -> None:
         """A hub that throttles answers late: halve the window; it grows again by one message for each windowful."""
@@ -299,7 +333,11 @@ class Uplink:
         else:
             self._window = min(self._window + 1 / self.window, self.settings.max_in_flight)
 
-    async def _acknowledged(self, messages: list[Message]) -> None:
+    async def _forget_arrived(self) -> None:
+        """In the outbox; until then they count as on their way."""
+        messages = self._arrived
+        if not messages:
+            return
         assert self._chooser is not None
         sequences = [record.sequence for message in messages for record in message.records]
         evictions = {entry.id: entry for message in messages for entry in message.evictions}
@@ -315,14 +353,9 @@ class Uplink:
         else:
             await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
         self._suspects.acquit(sequences)
-        if not self.sent.messages:
-            self._on_first()
-        self.sent.messages += len(messages)
-        self.sent.records += len(sequences)
-        self.sent.bytes += sum(len(message.body) for message in messages)
-        self.sent.units += sum(message.units for message in messages)
-        self._delay_s, self.problem = 0.0, ""
-        self._look = True
+        self._look, self._arrived = True, []
+        if not self._flights:
+            self._after.clear()
 
     # Failing
 
@@ -357,6 +390,7 @@ class Uplink:
         """After a failure: let everything in flight end, wait, and start at the oldest record."""
         while self._flights:
             await self._settle(None)
+        await self._forget_arrived()
         low, high = self.settings.retry_min_s, self.settings.retry_max_s
         self._delay_s = min(max(low, 2 * self._delay_s), high)
         delay = self._delay_s * random.uniform(0.5, 1.0)

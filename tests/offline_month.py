@@ -4,7 +4,7 @@
          └───────────► Model: which records the rules of docs/formats/outbox.md let go ──────────────► the same?
 
 How many records go at an append depends on SQLite's pages, and is taken from the outbox; which ones, the model says.
-`make offline-month` runs the long form: half a gigabyte of quota, a step a minute, and how steadily it drains.
+`make offline-month` runs the long form: half a gigabyte of quota, which is used up, and how steadily it drains.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge.message import Eviction, unpack
-from edge.outbox import NewRecord, Outbox
+from edge.outbox import MAX_BODY_BYTES, NewRecord, Outbox
 from edge.uplink import Uplink, UplinkSettings
 from fleet.audit import SequenceBook
 
@@ -127,14 +127,14 @@ def digest_of(body: bytes) -> bytes:
 
 
 class Month:
-    """One vehicle. step_s: a step makes the records of so many seconds."""
+    """One vehicle. step_s: a step makes the records of so many seconds; scale: of their sizes."""
 
-    def __init__(self, folder: Path, quota_bytes: int, step_s: int, seed: int, days: int = 30) -> None:
+    def __init__(self, folder: Path, quota_bytes: int, step_s: int, seed: int, scale: int = 1, days: int = 30) -> None:
         self.model, self.hub = Model(), Hub()
         self.quota_bytes, self.folder = quota_bytes, folder
         self.largest_bytes, self.least_full = 0, 1.0
         self._random = random.Random(seed)
-        self._steps, self._step_s = days * DAY // step_s, step_s
+        self._steps, self._step_s, self._scale = days * DAY // step_s, step_s, scale
         self._boot, self._boot_began_s = 1, -10_000
         self._age_s = 0
         self._evicted = 0
@@ -158,8 +158,9 @@ class Month:
         for campaign in CAMPAIGNS:
             if self._random.randrange(campaign.of):
                 continue
+            least, most = (min(size * self._scale, MAX_BODY_BYTES) for size in (campaign.least, campaign.most))
             count = self._random.randint(1, 2)
-            bodies = [self._random.randbytes(self._random.randint(campaign.least, campaign.most)) for _ in range(count)]
+            bodies = [self._random.randbytes(self._random.randint(least, most)) for _ in range(count)]
             records = [
                 NewRecord(campaign.priority, campaign.stream, bytes(32), body, campaign.ttl_s) for body in bodies
             ]
@@ -259,7 +260,7 @@ def main() -> None:
             print(f"\r{part:.0%} of the month", end="", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
-        month = Month(Path(folder), 512 << 20, 60, int(os.environ.get("SEED", "1")))
+        month = Month(Path(folder), 512 << 20, 600, int(os.environ.get("SEED", "1")), scale=6)
         month.go_offline(progress)
         uplink = asyncio.run(month.drain())
         month.check()

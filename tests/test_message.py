@@ -16,6 +16,7 @@ from edge.message import (
     Record,
     fit,
     pack,
+    record_bytes,
     unpack,
 )
 
@@ -50,7 +51,7 @@ def test_what_was_packed_comes_back_as_it_was(vehicle, records, evictions):
 
 @given(NAMES, RECORDS, EVICTIONS, st.integers(0, 3000))
 def test_fit_takes_as_many_as_the_limit_holds_and_not_one_more(vehicle, records, evictions, limit):
-    count, told = fit(vehicle, records, evictions, limit)
+    count, told = fit(vehicle, list(map(record_bytes, records)), evictions, limit)
     assert (count, told) == (0, 0) or len(pack(vehicle, OUTBOX, MANIFEST, records[:count], evictions[:told])) <= limit
     if told < len(evictions):
         assert len(pack(vehicle, OUTBOX, MANIFEST, [], evictions[: told + 1])) > limit

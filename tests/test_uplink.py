@@ -1,6 +1,7 @@
 """The uplink: nothing leaves the outbox before the cloud's acknowledgement, and everything does after it."""
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -303,7 +304,7 @@ async def test_finish_waits_for_what_is_in_flight_and_acknowledges_it(outbox, co
 
 @pytest.mark.process
 def test_a_kill_between_send_and_acknowledgement_gives_a_duplicate_and_never_a_loss(tmp_path):
-    """The child's cloud writes what it gets to a file and then never answers the third message."""
+    """The child's cloud prints what it gets and then never answers the fifth message."""
     code = f"""
 import asyncio, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -335,7 +336,10 @@ asyncio.run(Uplink(outbox, Cloud(), ThreadPoolExecutor(1), "car", settings, 0.00
             child.send_signal(signal.SIGKILL)
             child.wait()
     assert sorted(set(got)) == list(range(1, 11))
-    assert got == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 9, 10]
+    # The fifth, and the fourth if the kill came before the outbox had forgotten it.
+    again = [before - after for before, after in itertools.pairwise(got) if after <= before]
+    assert len(again) in (2, 3)
+    assert set(again) <= {0, 1}
 
 
 def test_settings_that_contradict_each_other_are_refused():
@@ -386,7 +390,7 @@ async def test_a_priority_that_has_spent_its_day_waits_and_the_others_go_on(outb
     thrifty = msgspec.structs.replace(PROMPT, daily_bytes={"5": 40_000})
     collector.append([new(3000) for _ in range(30)])
     async with running(outbox, cloud, executor, thrifty) as uplink:
-        await until(cloud, lambda: uplink.waiting_for_budget == [5] and not cloud.in_flight)
+        await until(cloud, lambda: cloud.delivered and uplink.waiting_for_budget == [5] and not cloud.in_flight)
         spent = sum(4096 for _ in cloud.delivered)
         assert 28_000 <= spent <= 40_000
         collector.append([new(3000, priority=2)])

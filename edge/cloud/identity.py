@@ -1,6 +1,9 @@
 """Who a module is to IoT Hub, from its environment: a module of IoT Edge, or a device or module on its own."""
 
 import os
+import ssl
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -87,3 +90,27 @@ def _file(name: str) -> str:
         return Path(path).read_text()
     except (OSError, ValueError) as error:
         raise InputError(f"{name} {path}", f"cannot be read ({error})", "name a PEM file") from error
+
+
+def certificate_state(certificate: str, key: str) -> str:
+    """For who wonders why there is no connection: what is wrong with a certificate, or that the hub may refuse it."""
+    if not certificate:
+        return "no certificate was shown; if the other end asks for one, set BORDNETZ_CERTIFICATE and BORDNETZ_KEY"
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key or None)
+        found = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]
+        begins, ends = (ssl.cert_time_to_seconds(found[name]) for name in ("notBefore", "notAfter"))
+    except ssl.SSLError as error:
+        if "KEY_VALUES_MISMATCH" in str(error):
+            return f"certificate {certificate} and key {key} do not go together"
+        return f"{certificate} is no certificate, or {key} no key, in PEM ({error})"
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        return f"certificate {certificate}, key {key}: cannot be read ({error})"
+    for what, when, is_so in (
+        ("expired on", ends, ends < time.time()),
+        ("is not valid before", begins, begins > time.time()),
+    ):
+        if is_so:
+            return f"certificate {certificate} {what} {datetime.fromtimestamp(when, UTC):%Y-%m-%d}, by this clock"
+    names = [" ".join(value for part in found.get(who, ()) for _, value in part) for who in ("subject", "issuer")]
+    return f"the other end may refuse certificate {certificate}: of {names[0]!r}, issued by {names[1]!r}, in date"

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from edge.cloud import OnMethod, OnTwin
-from edge.cloud.identity import Identity, direct_identity, edge_identity
+from edge.cloud.identity import Identity, certificate_state, direct_identity, edge_identity
 from edge.cloud.worker import Worker, fail_with, settle, settle_now, soon
 from edge.errors import CloudUnreachable, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES
@@ -85,6 +85,7 @@ class IoTHub:
         loop = asyncio.get_running_loop()
         failures, last_good = 0, loop.time()
         while True:
+            opened = None
             try:
                 await self._open()
                 opened = loop.time()
@@ -96,7 +97,9 @@ class IoTHub:
                     failures = 0 if last_good - opened > STEADY_SECONDS else failures
             except CloudUnreachable as error:
                 self.problem = str(error)
-                log.warning("no connection: %s", error)
+                if self._identity.certificate and opened is None:
+                    self.problem += f"; {certificate_state(self._identity.certificate, self._identity.key)}"
+                log.warning("no connection: %s", self.problem)
             finally:
                 await self._close()
             failures += 1

@@ -25,7 +25,7 @@ import random
 import re
 import ssl
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 import aiomqtt
 
 from edge.cloud import OnMethod, OnTwin
+from edge.cloud.identity import certificate_state
 from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES
 from edge.twin import merge_patch
@@ -50,9 +51,21 @@ _NAME = re.compile(r"[^/+#\s\x00-\x1f]{1,128}")
 
 
 class Mqtt:
-    """context: TLS, with the certificate that the module shows. Raises InputError: a name that no topic can hold."""
+    """context: makes the TLS context, anew for each connection, so that a renewed certificate is taken.
 
-    def __init__(self, host: str, port: int, vehicle: str, module: str, context: ssl.SSLContext) -> None:
+    certificate: paths of what the module shows and of its key, to tell what may be wrong with it. Raises InputError: a
+    name that no topic can hold.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        vehicle: str,
+        module: str,
+        context: Callable[[], ssl.SSLContext],
+        certificate: tuple[str, str] | None = None,
+    ) -> None:
         for name in (vehicle, module):
             if not _NAME.fullmatch(name):
                 raise InputError(
@@ -64,7 +77,7 @@ class Mqtt:
         self.retry_min_s, self.retry_max_s = 1.0, 60.0
         self.counters: Counter[str] = Counter()
         self.problem = "not connected yet"
-        self._host, self._port, self._context = host, port, context
+        self._host, self._port, self._context, self._certificate = host, port, context, certificate
         self._id = f"{vehicle}/{module}"
         self._root = f"bordnetz/{vehicle}/{module}"
         self._client: aiomqtt.Client | None = None
@@ -87,7 +100,9 @@ class Mqtt:
         vehicle = os.environ.get("BORDNETZ_VEHICLE") or os.environ.get("IOTEDGE_DEVICEID")
         if not vehicle:
             raise InputError("BORDNETZ_VEHICLE", "is not set", "name the vehicle")
-        return cls(host, port, vehicle, module, tls_context())
+        tls_context()
+        certificate = os.environ.get("BORDNETZ_CERTIFICATE", ""), os.environ.get("BORDNETZ_KEY", "")
+        return cls(host, port, vehicle, module, tls_context, certificate)
 
     @property
     def connected(self) -> bool:
@@ -102,21 +117,25 @@ class Mqtt:
         failures, last_good = 0, loop.time()
         while True:
             opened: float | None = None
-            client = self._new_client()
+            client: _Client | None = None
             try:
+                client = self._new_client()
                 async with client:
                     await self._open(client)
                     opened = loop.time()
                     await self._hold(client)
-            except (aiomqtt.MqttError, OSError, ValueError, TimeoutError) as error:
+            except (aiomqtt.MqttError, OSError, ValueError, TimeoutError, InputError) as error:
                 if _is_cancelled():  # closing a broken client raises, and would hide that
                     raise asyncio.CancelledError from error
                 self.problem = _reason(error)
+                if self._certificate and opened is None:
+                    self.problem += f"; {certificate_state(*self._certificate)}"
             finally:
                 self._client = None
                 self._connected.clear()
                 self._failed.set()
-                client.drop()
+                if client is not None:
+                    client.drop()
             if opened is not None:
                 last_good = loop.time()
                 failures = 0 if last_good - opened > STEADY_SECONDS else failures
@@ -150,7 +169,7 @@ class Mqtt:
             self._port,
             identifier=self._id,
             clean_session=False,
-            tls_context=self._context,
+            tls_context=self._context(),
             keepalive=KEEPALIVE_SECONDS,
             timeout=CALL_SECONDS,
             max_queued_outgoing_messages=0,
