@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease socketcan
+.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -28,6 +29,10 @@ callgrind: $(READY)
 FUZZ_SECONDS ?= 10
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# The proof that nothing is lost, in six layers: docs/durability.md. SEED repeats a run.
+crash crash-long: $(READY)
+	$(BIN)/python -m tests.crash --$(if $(filter %-long,$@),long,short) $(if $(SEED),--seed $(SEED))
 
 # A generated fleet on Spark in two worker processes, one of them killed half-way; needs Java 17.
 fleet-spark: $(READY)

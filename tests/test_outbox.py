@@ -1,17 +1,21 @@
 """The outbox's contract: what was appended is delivered until acknowledged, or the ledger says why not."""
 
+import errno
+import os
 import random
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from cy_core.crc32c import crc32c
-from edge.errors import InputError, OutboxFull
+from edge.errors import InputError, OutboxError, OutboxFull
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
 
 MANIFEST = bytes(range(32))
@@ -79,6 +83,22 @@ def test_a_place_that_cannot_hold_an_outbox_is_named(tmp_path):
         Outbox(tmp_path / "file")
     with pytest.raises(InputError, match="too small"):
         Outbox(tmp_path / "new", 1000)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OutboxError), (errno.ENOSPC, OutboxFull)])
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_disk_that_fails_while_an_outbox_is_made_is_an_error_of_ours_and_the_next_start_goes_on(
+    tmp_path, monkeypatch, call, number, kind
+):
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(kind, match=os.strerror(number)):
+            Outbox(tmp_path)
+    with Outbox(tmp_path) as outbox:
+        assert outbox.append([new()]) == [1]
 
 
 # Quota and ledger
@@ -306,6 +326,71 @@ def test_when_one_process_meets_a_corruption_the_other_lets_go_and_both_go_on(tm
         assert sorted(drain(outbox)) == [1, 2, 3, 4, 5]
         assert reader.stdout.readline().strip() == outbox.id.hex()
         assert reader.wait() == 0
+
+
+def _stopped(folder: Path, copy: Path, bodies: list[bytes]) -> bytes:
+    """An outbox with one transaction for each body, as a power cut leaves it; returns its id."""
+    with Outbox(folder) as outbox:
+        for body in bodies:
+            outbox.append([new(body)])
+        copy.mkdir()
+        for name in ("outbox.db", "outbox.db-wal"):
+            (copy / name).write_bytes((folder / name).read_bytes())
+        return outbox.id
+
+
+@pytest.mark.parametrize("where", ["a body", "a frame", "the header"])
+def test_a_flipped_bit_in_the_log_costs_one_record_at_most_and_not_all_that_was_committed_behind_it(tmp_path, where):
+    bodies = [b"%d" % n + bytes(3000) + b"end" for n in range(10)]
+    _stopped(tmp_path / "outbox", tmp_path / "copy", bodies)
+    log = tmp_path / "copy" / "outbox.db-wal"
+    content = bytearray(log.read_bytes())
+    body = content.index(bodies[3])
+    at = {"a body": body + 100, "a frame": 32 + (body - 32) // 4120 * 4120 + 17, "the header": 20}[where]
+    content[at] ^= 1
+    log.write_bytes(content)
+    with Outbox(tmp_path / "copy") as outbox:
+        [lost] = [entry for entry in outbox.ledger() if entry.reason == "corrupt"]
+        delivered = drain(outbox)
+        assert delivered == {n + 1: body for n, body in enumerate(bodies) if n != 3 or where != "a body"}
+        assert lost.count == len(bodies) - len(delivered)
+        assert outbox.append([new()]) == [11]
+
+
+def test_the_torn_end_of_a_log_is_no_damage(tmp_path):
+    before = _stopped(tmp_path / "outbox", tmp_path / "copy", [b"%d" % n for n in range(5)])
+    log = tmp_path / "copy" / "outbox.db-wal"
+    content = bytearray(log.read_bytes())
+    content[-2 * 4120 + 500] ^= 1  # in the last transaction
+    log.write_bytes(content)
+    with Outbox(tmp_path / "copy") as outbox:
+        assert outbox.id == before
+        assert sorted(drain(outbox)) == [1, 2, 3, 4]
+        assert not outbox.ledger()
+
+
+def test_a_log_whose_database_is_gone_does_not_keep_an_outbox_from_beginning_anew(tmp_path):
+    before = _stopped(tmp_path / "outbox", tmp_path / "copy", [b"1", b"2"])
+    (tmp_path / "copy" / "outbox.db").unlink()
+    with Outbox(tmp_path / "copy") as outbox:
+        assert outbox.id != before
+        assert outbox.append([new(b"next")]) == [1]
+        assert drain(outbox) == {1: b"next"}
+
+
+@pytest.mark.parametrize(
+    "damage", ["stream = NULL", "count = 'x'", "first_sequence = last_sequence + 1", "outbox = x'00'"]
+)
+def test_a_damaged_entry_of_the_ledger_stops_nobody(tmp_path, damage):
+    with Outbox(tmp_path) as outbox:
+        outbox.append([new(), new(), new()])
+        outbox.evict(1)
+        outbox.set_aside([2], "rejected")
+    with closing(apsw.Connection(str(tmp_path / "outbox.db"))) as db:
+        db.execute(f"UPDATE ledger SET {damage} WHERE reason = 'quota'")
+    with Outbox(tmp_path) as outbox:
+        assert "rejected" in {entry.reason for entry in outbox.ledger()}
+        assert list(drain(outbox)) == [3]
 
 
 # Full disks

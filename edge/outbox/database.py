@@ -61,6 +61,9 @@ ROW = (
     " CAST(expires AS INT), CAST(crc AS INT)"
 )
 
+ENTRY = "id, outbox, first_sequence, last_sequence, count, CAST(stream AS BLOB), CAST(reason AS TEXT), time_us"
+_ENTRY_TYPES = (int, bytes, int, int, int, bytes, str, int)
+
 # Queries are constants: what SQLite does not understand is its own schema.
 CORRUPT = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.ConstraintError, UnicodeDecodeError)
 
@@ -242,6 +245,11 @@ def enter_entry(
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (outbox, first, last, count, stream, reason, now_us()),
         )
+
+
+def is_entry(row: tuple[Any, ...]) -> bool:
+    """Whether a row of the ledger is one that could have been written; it has no checksum."""
+    return all(map(isinstance, row, _ENTRY_TYPES)) and len(row[1]) == 16 and 0 < row[2] <= row[3] and row[4] >= 0
 
 
 def now_us() -> int:

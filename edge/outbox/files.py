@@ -4,8 +4,10 @@ import fcntl
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from edge.durable import make_folder, sync_folder
 from edge.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class Files:
 
     def open_lock(self) -> int:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._check_access()
             return os.open(self.folder / "outbox.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -54,11 +56,7 @@ class Files:
         return "bind a writable directory"
 
     def sync(self) -> None:
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.folder)
 
     def free_bytes(self) -> int:
         disk = os.statvfs(self.folder)
@@ -83,7 +81,8 @@ class Files:
             with self.ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError:
-            self.ballast.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.ballast.unlink(missing_ok=True)
 
 
 def try_lock(lock: int, how: int) -> bool:

@@ -5,6 +5,7 @@ so that every process lets go of the file and whoever is alone mends it (salvage
 """
 # ruff: noqa: S608 (queries are put together from constants)
 
+import errno
 import fcntl
 import logging
 import os
@@ -330,8 +331,9 @@ class Outbox:
         database.enter_in_ledger(self._db, gone, reason)
 
     def _take_ledger(self, limit: int) -> list[LedgerEntry]:
-        columns = "id, outbox, first_sequence, last_sequence, count, CAST(stream AS BLOB), reason, time_us"
-        found = rows(self._db, f"SELECT {columns} FROM ledger ORDER BY id LIMIT ?", limit)
+        found = rows(self._db, f"SELECT {database.ENTRY} FROM ledger ORDER BY id LIMIT ?", limit)
+        if not all(map(database.is_entry, found)):
+            raise apsw.CorruptError("an entry of the ledger is damaged")
         if found:
             self._db.execute("UPDATE ledger SET taken = 1 WHERE id <= ? AND taken = 0", (found[-1][0],))
         return [LedgerEntry(*row[:5], row[5].decode("utf-8", "replace"), *row[6:]) for row in found]  # type: ignore[call-arg]
@@ -426,16 +428,20 @@ class Outbox:
 
 @contextmanager
 def _translated(files: Files) -> Iterator[None]:
-    """SQLite's errors as ours. A corruption is marked, so that every process lets go and one salvages."""
+    """SQLite's and the disk's errors as ours. A corruption is marked: every process lets go, and one salvages."""
     try:
         yield
     except database.NewerFormat as error:
         way_out = "update the module, or give it an outbox directory of its own"
         raise InputError(files.database, f"belongs to a later version: {error}", way_out) from error
     except CORRUPT as error:
-        files.suspect.touch()
+        with suppress(OSError):  # on a full disk: then the next one to meet it marks it
+            files.suspect.touch()
         raise OutboxCorrupt(f"{files.database}: {error}") from error
     except apsw.FullError as error:
         raise OutboxFull(f"{files.database}: no room left, on the disk or under the quota") from error
     except apsw.Error as error:
         raise OutboxError(f"{files.database}: {error}") from error
+    except OSError as error:
+        kind = OutboxFull if error.errno == errno.ENOSPC else OutboxError
+        raise kind(f"{files.folder}: {error.strerror}") from error

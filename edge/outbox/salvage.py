@@ -22,6 +22,7 @@ import apsw
 
 from edge.errors import OutboxError
 from edge.outbox import database
+from edge.outbox import log as wal
 from edge.outbox.database import CORRUPT
 from edge.outbox.files import Files, try_lock
 from edge.outbox.records import record_of
@@ -55,8 +56,9 @@ def _prepare(files: Files, quota_bytes: int) -> None:
         if not files.database.exists():
             with closing(_draft(files, os.urandom(16), quota_bytes)):
                 pass
+            _drop_log(files)
             files.draft.rename(files.database)
-        elif files.suspect.exists() or not _is_sound(files, quota_bytes):
+        elif files.suspect.exists() or _log_was_damaged(files) or not _is_sound(files, quota_bytes):
             _salvage(files, quota_bytes)
     if files.salvaged.exists():
         _put_in_place(files)
@@ -69,6 +71,20 @@ def _draft(files: Files, outbox: bytes, quota_bytes: int) -> apsw.Connection:
     db = database.connect(files.draft, quota_bytes)
     database.make(db, outbox)
     return db
+
+
+def _log_was_damaged(files: Files) -> bool:
+    """What is behind the damage is made readable; what the damage has changed is for the salvage to find."""
+    try:
+        if not files.log.exists() or not wal.is_damaged(files.database, files.log):
+            return False
+    except CORRUPT:
+        return False  # it is not for the log
+    log.error("%s is damaged before its end", files.log)
+    files.suspect.touch()
+    files.sync()
+    wal.mend(files.log)
+    return True
 
 
 def _is_sound(files: Files, quota_bytes: int) -> bool:
@@ -124,9 +140,11 @@ def _copy_records(old: apsw.Connection, new: apsw.Connection) -> int:
 
 def _copy_rest(old: apsw.Connection, new: apsw.Connection, outbox: bytes) -> None:
     """Cursors, ledger and totals; sequences go on where the old outbox stopped."""
-    for table in ("cursors", "ledger"):
-        for row in _readable(old, f"SELECT * FROM {table}"):
-            new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    for row in _readable(old, "SELECT CAST(name AS TEXT), CAST(value AS BLOB) FROM cursors"):
+        new.execute("INSERT OR IGNORE INTO cursors VALUES (?, ?)", row)
+    for entry in _readable(old, f"SELECT {database.ENTRY}, CAST(taken AS INT) FROM ledger"):
+        if database.is_entry(entry[:-1]):
+            new.execute("INSERT OR IGNORE INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", entry)
     newest = database.rows(new, "SELECT sequence, outbox FROM records ORDER BY sequence DESC LIMIT 1")
     last, old_id = newest[0] if newest else (0, None)
     with suppress(*CORRUPT):
@@ -152,13 +170,18 @@ def _readable(db: apsw.Connection, query: str, *bindings: Any) -> Iterator[tuple
 
 
 def _put_in_place(files: Files) -> None:
-    """Finish a salvage. Can be cut anywhere and done again; the old log never meets the new database."""
-    files.log.unlink(missing_ok=True)
-    files.index.unlink(missing_ok=True)
-    files.sync()
+    """Finish a salvage. Can be cut anywhere and done again."""
+    _drop_log(files)
     with suppress(FileNotFoundError):
         files.database.replace(files.corrupt)
     files.sync()
     files.salvaged.replace(files.database)
     files.sync()
     files.suspect.unlink(missing_ok=True)
+
+
+def _drop_log(files: Files) -> None:
+    """An old log must never meet a new database."""
+    files.log.unlink(missing_ok=True)
+    files.index.unlink(missing_ok=True)
+    files.sync()

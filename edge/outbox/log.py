@@ -1,0 +1,91 @@
+"""Mending the write-ahead log that an unclean stop has left, where the flash has damaged it.
+
+    outbox.db-wal ── SQLite reads it up to the first frame whose checksum is wrong
+                  ── is there a commit behind that, and something behind the commit? then it is not the torn end of the
+                     last transaction: what was flushed, and acknowledged, would be gone without a word
+                  ── mend: every checksum is made anew, up to the last commit; what is wrong inside, a salvage finds
+
+A commit is flushed before the next transaction writes, so a power cut can only tear what is behind the last commit but
+one. Damage to the last transaction alone looks like that, and cannot be told from it. Frames and checksums:
+https://sqlite.org/fileformat2.html#the_write_ahead_log
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+
+from edge.durable import write_durably
+from edge.outbox.records import PAGE_BYTES
+
+HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoints, salt 1, salt 2, checksum 1, checksum 2
+FRAME = struct.Struct(">6I")  # page number, pages of the database after a commit or 0, salts, checksums
+FRAME_BYTES = FRAME.size + PAGE_BYTES
+MAGIC, VERSION = 0x377F0682, 3007000  # checksums over little-endian words
+
+
+def is_damaged(database: Path, log: Path) -> bool:
+    """Whether something that was flushed lies behind what SQLite can read. Raises apsw.Error, OSError."""
+    with closing(apsw.Connection(str(database))) as db:
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # it would remove the log
+        db.execute("PRAGMA user_version").fetchall()
+        readable, _ = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    heads = list(_heads(log))
+    salts = _salts(log, heads)
+    behind = [
+        head for index, head in enumerate(heads) if index == readable or (index > readable and head[2:4] == salts)
+    ]
+    return any(pages for _, pages, *_ in behind[:-1])
+
+
+def mend(log: Path) -> None:
+    """Make all checksums right up to the last commit, durably. Raises OSError."""
+    heads = list(_heads(log))
+    salts = _salts(log, heads)
+    last = max((index for index, head in enumerate(heads) if head[0] and head[1] and head[2:4] == salts), default=-1)
+    write_durably(log, _mended(log, heads[: last + 1], salts))
+
+
+def _salts(log: Path, heads: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """What marks the frames of now; those of before the last restart have others."""
+    with log.open("rb") as file:
+        start = file.read(HEADER.size).ljust(HEADER.size, b"\0")
+    *_, one, two, sum_one, sum_two = HEADER.unpack(start)
+    if start[:3] == MAGIC.to_bytes(4)[:3] and _checksum(start[:24], 0, 0) == (sum_one, sum_two):
+        return one, two
+    votes = [head[2:4] for head in heads[:4]]  # several, because the damage may reach into them
+    return max(votes, key=votes.count, default=(one, two))
+
+
+def _heads(log: Path) -> Iterator[tuple[int, ...]]:
+    with log.open("rb") as file:
+        count = (os.fstat(file.fileno()).st_size - HEADER.size) // FRAME_BYTES
+        for index in range(count):
+            file.seek(HEADER.size + index * FRAME_BYTES)
+            yield FRAME.unpack(file.read(FRAME.size))
+
+
+def _mended(log: Path, heads: list[tuple[int, ...]], salts: tuple[int, ...]) -> Iterator[bytes]:
+    start = struct.pack(">6I", MAGIC, VERSION, PAGE_BYTES, 0, *salts)
+    sums = _checksum(start, 0, 0)
+    yield start + struct.pack(">2I", *sums)
+    with log.open("rb") as file:
+        for index, (number, pages, *_) in enumerate(heads):
+            if number == 0:  # it would end the log again
+                continue
+            file.seek(HEADER.size + index * FRAME_BYTES + FRAME.size)
+            page = file.read(PAGE_BYTES)
+            head = struct.pack(">2I", number, pages)
+            sums = _checksum(page, *_checksum(head, *sums))
+            yield head + struct.pack(">4I", *salts, *sums) + page
+
+
+def _checksum(data: bytes, one: int, two: int) -> tuple[int, int]:
+    words = struct.unpack(f"<{len(data) // 4}I", data)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        one = (one + even + two) & 0xFFFFFFFF
+        two = (two + odd + one) & 0xFFFFFFFF
+    return one, two
