@@ -28,7 +28,6 @@ CAN = [
     "drivers/net/can/vcan",
     "drivers/net/can/vxcan",
 ]
-DISKS = ["drivers/md/dm-mod", "drivers/md/dm-log-writes"]
 
 # A page fault costs 0.2 ms in the guest: with glibc's defaults every large buffer would be mapped anew.
 INIT = """#!/bin/sh
@@ -44,7 +43,7 @@ mount -t overlay -o lowerdir=/,upperdir=/run/upper,workdir=/run/work overlay /ru
 cd /run/root
 mount -t proc proc proc; mount -t sysfs sys sys; mount -t devtmpfs dev dev; mount -t tmpfs tmpfs run
 mkdir -p run/netns dev/shm; mount -t tmpfs tmpfs tmp; mkdir -p .{out}
-mount -t hostfs none .{out} -o {out}
+mount -t hostfs none .{out} -o {out},sync
 ip link set lo up
 export BORDNETZ_GUEST_OUT={out}
 chroot . /bin/sh -c {command}
