@@ -6,6 +6,8 @@ import shutil
 import socket
 import ssl
 import subprocess
+from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,10 @@ class Authority:
         made = self._builder(self._name, self._key, 0, 30).add_extension(extension, critical=True)
         self._write(self.certificate, made.sign(self._key, hashes.SHA256()))
 
-    def issue(self, name: str, first_day: int = 0, last_day: int = 30) -> tuple[Path, Path]:
+    def issue(self, name: str, first_day: int = 0, last_day: int = 30, host: str = "127.0.0.1") -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address(host))])
         made = self._builder(subject, key, first_day, last_day).add_extension(names, critical=False)
         certificate, file = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         self._write(certificate, made.sign(self._key, hashes.SHA256()))
@@ -62,28 +64,32 @@ class Authority:
 class Broker:
     """Started, stopped and killed as often as a test likes; it keeps its port and what it has saved."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
+        """prefix: what runs the program, as `ip netns exec NAME` does."""
         if PROGRAM is None:
             pytest.skip("needs mosquitto: apt-get install mosquitto")
         self.authority = Authority(folder)
-        certificate, key = self.authority.issue("localhost")
+        certificate, key = self.authority.issue("localhost", host=host)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        self._prefix = prefix
         self._config = folder / "mosquitto.conf"
         self._config.write_text(
-            f"listener {self.port} 127.0.0.1\ncafile {self.authority.certificate}\ncertfile {certificate}\n"
+            f"listener {self.port} {host}\ncafile {self.authority.certificate}\ncertfile {certificate}\n"
             f"keyfile {key}\nrequire_certificate true\nuse_identity_as_username true\nallow_anonymous false\n"
             f"user root\npersistence true\npersistence_location {folder}/\nmax_queued_messages 0\n"
             "max_inflight_messages 100\n"
         )
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen([str(PROGRAM), "-c", str(self._config)], stderr=subprocess.DEVNULL)
+    def launch(self) -> None:
+        self._process = subprocess.Popen(
+            [*self._prefix, str(PROGRAM), "-c", str(self._config)], stderr=subprocess.DEVNULL
+        )
 
     async def start(self) -> None:
-        self._start()
+        self.launch()
         async with asyncio.timeout(10):
             while True:
                 try:

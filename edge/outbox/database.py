@@ -1,6 +1,7 @@
 """The SQLite file of an outbox: its schema, and the statements that more than one of its callers needs."""
 # ruff: noqa: S608 (queries are put together from constants of this file)
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
@@ -67,6 +68,8 @@ _ENTRY_TYPES = (int, bytes, int, int, int, bytes, str, int)
 # Queries are constants: what SQLite does not understand is its own schema.
 CORRUPT = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.ConstraintError, UnicodeDecodeError)
 
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+
 T = TypeVar("T")
 
 
@@ -115,11 +118,15 @@ def check_format(db: apsw.Connection) -> None:
 
 
 def _compare_schema(db: apsw.Connection, schema: str) -> None:
-    query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+    if rows(db, _SCHEMA) != _rows_of(schema):
+        raise apsw.CorruptError("the schema is damaged")
+
+
+@functools.cache
+def _rows_of(schema: str) -> list[tuple[Any, ...]]:
     with closing(apsw.Connection(":memory:")) as right:
         right.execute(schema)
-        if rows(db, query) != rows(right, query):
-            raise apsw.CorruptError("the schema is damaged")
+        return rows(right, _SCHEMA)
 
 
 def transact(db: apsw.Connection, work: Callable[[], T]) -> T:

@@ -1,0 +1,233 @@
+"""L6: a drive. Both real modules, a real broker over TLS, a mobile network between them, and everything fails.
+
+    collector ─► outbox on a small disk ─► uplink ─► TLS ─► link: LTE, 2G, tunnels, parking ─► mosquitto ─► receiver
+       └──────────── attempted, acknowledged ──► history ◄── delivered, evicted ──────────────────┘
+
+SIGKILL for both modules again and again, the broker restarted, the disk filled and freed, the modules' wall clock
+jumping by decades. Then all is well again, the recording ends, and everything has to arrive within a bound. The broker
+is stopped in order: one that is killed forgets what it has acknowledged; only `confirm` helps then.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from edge.doctor import STATUS_FILE
+from edge.errors import EdgeError
+from edge.outbox import Outbox
+from simulator.simulate import drive as make_recording
+from tests.crash.history import History, read, settle, validate
+from tests.crash.layer import Options, Result, missing, workplace
+from tests.crash.link import CLOUD, PROFILES
+from tests.mosquitto import Broker
+
+DRAIN_S = 90.0
+DISK = "24m"
+QUOTA_BYTES = 8 << 20
+MODULES = ("collector", "uplink")
+
+
+def run(options: Options) -> Result:
+    if os.geteuid() != 0:
+        return Result(skipped="needs root, for network namespaces and a small disk")
+    if lacking := missing(mosquitto="mosquitto", ip="iproute2", mount="mount"):
+        return Result(skipped=lacking)
+    if not Path("/dev/net/tun").exists():
+        return Result(skipped="needs /dev/net/tun")
+    result = Result()
+    for seed in range(options.seed, options.seed + (6 if options.long else 1)):
+        with workplace() as folder, ExitStack() as stack:
+            drive = Drive(folder, seed, 180.0 if options.long else 20.0, stack)
+            result.losses += [f"L6 seed {seed}: {line}" for line in drive.run()]
+            for what, number in drive.tried.items():
+                result.count(what, number)
+    return result
+
+
+class Drive:
+    """One drive; whatever it starts ends with the stack."""
+
+    def __init__(self, folder: Path, seed: int, seconds: float, stack: ExitStack) -> None:
+        self.tried: dict[str, int] = {}
+        self._chance = random.Random(seed)
+        self._seconds = seconds
+        self._folder = folder
+        self._history = History(folder / "history")
+        vehicle, cloud = (stack.enter_context(_namespace(f"crash-{end}-{os.getpid()}")) for end in ("car", "cloud"))
+        self._in_vehicle = ["ip", "netns", "exec", vehicle]
+        in_cloud = ["ip", "netns", "exec", cloud]
+        self._link = stack.enter_context(_process("tests.crash.link", vehicle, cloud, "--seed", str(seed)))
+        _answer(self._link)
+        self._broker = Broker(folder, CLOUD, in_cloud)
+        self._broker.launch()
+        stack.callback(self._broker.stop)
+        certificate, key = self._broker.authority.issue("receiver")
+        trust = [str(path) for path in (self._broker.authority.certificate, certificate, key, folder / "history")]
+        receiver = ["tests.crash.receiver", CLOUD, str(self._broker.port), *trust]
+        _answer(stack.enter_context(_process(*receiver, prefix=in_cloud)))
+        self._disk = stack.enter_context(_small_disk(folder / "disk"))
+        self._outbox = self._disk / "outbox"
+        self._outbox.mkdir()
+        self._environment = self._prepare(folder, seed)
+        self._modules: dict[str, subprocess.Popen[bytes]] = {}
+        stack.callback(self._end)
+
+    def _prepare(self, folder: Path, seed: int) -> dict[str, str]:
+        recording, manifest = make_recording(folder, self._seconds, seed)
+        manifest.save(folder / "manifest.json")
+        certificate, key = self._broker.authority.issue("car")
+        return os.environ | {
+            "BORDNETZ_CLOUD": f"mqtts://{CLOUD}:{self._broker.port}",
+            "BORDNETZ_VEHICLE": "car",
+            "BORDNETZ_CA": str(self._broker.authority.certificate),
+            "BORDNETZ_CERTIFICATE": str(certificate),
+            "BORDNETZ_KEY": str(key),
+            "BORDNETZ_OUTBOX": str(self._outbox),
+            "BORDNETZ_OUTBOX_BYTES": str(QUOTA_BYTES),
+            "BORDNETZ_MANIFEST": str(folder / "manifest.json"),
+            "BORDNETZ_SOURCE": f"replay:{recording}?speed=1",
+        }
+
+    def run(self) -> list[str]:
+        """What is wrong afterwards."""
+        steps = [*["kill"] * 12, *["network"] * 5, "broker_restarted", "full_disk"]
+        end = time.monotonic() + self._seconds
+        for module in MODULES:
+            self._start(module)
+        while time.monotonic() < end:
+            step = self._chance.choice(steps)
+            self._history.fault(step)
+            self._count(step)
+            getattr(self, f"_{step}")()
+            self._wait(self._chance.uniform(0.1, 1.0))
+        self._profile("parking")
+        self._history.fault("the last one was here")
+        return self._arrived()
+
+    def _wait(self, seconds: float) -> None:
+        """A module that gives up is started again, as the runtime does."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            for module, process in self._modules.items():
+                if process.poll() is not None:
+                    self._count(f"{module} gave up")
+                    self._start(module)
+            time.sleep(min(left, 0.1))
+
+    def _arrived(self) -> list[str]:
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and not self._is_drained():
+            self._wait(0.3)
+        self._end()
+        with suppress(EdgeError), Outbox(self._outbox, QUOTA_BYTES) as outbox:
+            left = outbox.stats().records
+            settle(outbox, self._history)
+            if not left:
+                self._history.drained()
+        events = read(self._folder / "history")
+        delivered = [event for event in events if event.kind == "delivered"]
+        self._count("records", len({(event.outbox, event.sequence) for event in delivered}))
+        self._count("repeats", len(delivered) - self.tried["records"])
+        self._count("evicted", max((event.count for event in events if event.kind == "counted"), default=0))
+        return validate(events, drain_within_s=DRAIN_S + 20)
+
+    def _is_drained(self) -> bool:
+        """Whether the collector is through with its recording, and the outbox is empty. Looks from outside."""
+        status = self._outbox / STATUS_FILE
+        finished = status.exists() and b'"finished"' in status.read_bytes()
+        with suppress(EdgeError), Outbox(self._outbox, QUOTA_BYTES) as outbox:
+            return finished and outbox.stats().records == 0
+        return False
+
+    # Faults
+
+    def _kill(self) -> None:
+        module = self._chance.choice(MODULES)
+        self._modules[module].kill()
+        self._modules[module].wait()
+        self._start(module)
+
+    def _network(self) -> None:
+        self._profile(self._chance.choice(sorted(PROFILES)))
+
+    def _broker_restarted(self) -> None:
+        self._broker.stop()
+        self._wait(self._chance.uniform(0, 1))
+        self._broker.launch()
+
+    def _full_disk(self) -> None:
+        hog = self._disk / "hog"
+        with suppress(OSError), hog.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        self._wait(self._chance.uniform(0.5, 2))
+        hog.unlink(missing_ok=True)
+
+    def _profile(self, name: str) -> None:
+        assert self._link.stdin
+        self._link.stdin.write(f"{name}\n".encode())
+        self._link.stdin.flush()
+        _answer(self._link)
+
+    # Processes
+
+    def _start(self, module: str) -> None:
+        command = [*self._in_vehicle, sys.executable, "-m", "tests.crash.module", module, str(self._folder / "history")]
+        with (self._folder / f"{module}.log").open("ab") as log:
+            self._modules[module] = subprocess.Popen(
+                [*command, "--jumps", str(self._chance.randrange(1, 1 << 30))],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _end(self) -> None:
+        for process in self._modules.values():
+            process.kill()
+            process.wait()
+
+    def _count(self, what: str, number: int = 1) -> None:
+        self.tried[what] = self.tried.get(what, 0) + number
+
+
+@contextmanager
+def _namespace(name: str) -> Iterator[str]:
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@contextmanager
+def _process(*arguments: str, prefix: list[str] | None = None) -> "Iterator[subprocess.Popen[bytes]]":
+    command = [*(prefix or []), sys.executable, "-m", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answer(process: "subprocess.Popen[bytes]") -> None:
+    stream: IO[bytes] | None = process.stdout
+    assert stream
+    if stream.read(1) != b".":
+        raise RuntimeError(f"{process.args} has ended")
