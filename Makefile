@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease socketcan
 .PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long
 .PHONY: demo test lint bench callgrind fuzz offline-month build clean node fleet-spark prerelease
 
@@ -44,6 +45,15 @@ fleet-spark: $(READY)
 	$(BIN)/python -m pytest -q tests/test_fleet_spark.py
 
 build: $(READY)
+
+# Debian packages that a target needs: installed where this may be done, else the target says what is missing.
+APT = test "$$(id -u)" != 0 || dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+  apt-get install -y -qq --no-install-recommends $(1) >/dev/null; } || true
+
+# The collector on real SocketCAN, in user-mode-linux.
+socketcan: $(READY)
+	@$(call APT,user-mode-linux kmod iproute2 can-utils)
+	$(BIN)/python -m tests.uml build/uml
 
 # The device SDK's pre-release, which needs paho 2, against the simulator; the project itself stays on 2.14.
 prerelease: $(READY)

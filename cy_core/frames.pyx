@@ -93,6 +93,30 @@ cdef class Frames:
             )
         return part
 
+    def merge(self, Py_ssize_t first, Py_ssize_t middle):
+        """Make one run in the order of time from first..middle-1 and middle..end-1, each in that order; it is stable."""
+        cdef Py_ssize_t left = middle - 1, right, place = self.count - 1
+        cdef frame_t* second
+        if not 0 <= first <= middle <= self.count:
+            raise ValueError(f"{first} and {middle} are no places in {self.count} frames")
+        if first == middle or middle == self.count or self.records[left].time_us <= self.records[middle].time_us:
+            return
+        right = self.count - middle
+        second = <frame_t*>realloc(NULL, right * sizeof(frame_t))
+        if second == NULL:
+            raise MemoryError(f"no memory for {right} frames")
+        memcpy(second, &self.records[middle], right * sizeof(frame_t))
+        right -= 1
+        while right >= 0:
+            if left >= first and self.records[left].time_us > second[right].time_us:
+                self.records[place] = self.records[left]
+                left -= 1
+            else:
+                self.records[place] = second[right]
+                right -= 1
+            place -= 1
+        free(second)
+
     def to_bytes(self):
         """(records, payloads), which extend() takes."""
         return (

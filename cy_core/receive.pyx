@@ -5,6 +5,7 @@ ten times the system call.
 """
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
 
 from cy_core.frames cimport Frames
@@ -85,18 +86,25 @@ cdef extern from *:
     enum: CANFD_MTU
 
 
+cdef enum:
+    JUMP_US = 1000  # less is how well two readings of the offset agree
+
+
 cdef class CanReceiver:
     """Reads one raw CAN socket (or any datagram socket that carries can_frame or canfd_frame)."""
 
     cdef bordnetz_receiver receiver
     cdef readonly uint32_t dropped      # by the kernel, because the socket's buffer was full; wraps at 2^32
     cdef readonly Py_ssize_t odd_sizes  # datagrams that are no CAN frame
+    cdef int64_t offset_us              # to UTC, at the last call
+    cdef bint called
 
     def receive(self, int fd, Frames frames not None, int bus, Py_ssize_t limit, int64_t utc_offset_us, int64_t now_us):
         """Append up to limit waiting frames; return how many. Never waits.
 
-        Times are the kernel's, less utc_offset_us (so that a monotonic clock is had from a clock that may jump);
-        now_us stands in where the kernel gives none. Raises OSError.
+        Times are the kernel's, less utc_offset_us (so that a monotonic clock is had from a clock that may jump); less
+        that of the last call where this comes nearer to now_us: the clock has jumped while the frame waited. now_us
+        stands in where the kernel gives none. Raises OSError.
         """
         cdef Py_ssize_t taken = 0
         cdef int count, i
@@ -104,6 +112,8 @@ cdef class CanReceiver:
         cdef canfd_frame* frame
         if not 0 <= bus <= 255:
             raise ValueError(f"bus {bus} is not in 0..255")
+        cdef int64_t before_us = self.offset_us if self.called else utc_offset_us
+        self.offset_us, self.called = utc_offset_us, True
         with nogil:
             while taken < limit:
                 count = bordnetz_receive(fd, &self.receiver, <int>min(limit - taken, <Py_ssize_t>BORDNETZ_CALL))
@@ -118,7 +128,7 @@ cdef class CanReceiver:
                     frame = &self.receiver.frames[i]
                     ns = bordnetz_control(&self.receiver.headers[i].msg_hdr, &self.dropped)
                     if self._append(frame, self.receiver.headers[i].msg_len, frames, bus,
-                                    ns // 1000 - utc_offset_us if ns else now_us):
+                                    _time_us(ns // 1000, utc_offset_us, before_us, now_us) if ns else now_us):
                         taken += 1
                 if count < BORDNETZ_CALL:
                     break
@@ -135,3 +145,8 @@ cdef class CanReceiver:
             return False
         frames.push(time_us, frame.can_id, bus, flags, frame.data, min(frame.len, <uint8_t>64))
         return True
+
+
+cdef inline int64_t _time_us(int64_t utc_us, int64_t offset_us, int64_t before_us, int64_t now_us) noexcept nogil:
+    cdef int64_t time_us = utc_us - offset_us, other_us = utc_us - before_us
+    return other_us if llabs(other_us - now_us) < llabs(time_us - now_us) - JUMP_US else time_us

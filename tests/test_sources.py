@@ -70,6 +70,36 @@ def test_a_batch_takes_what_waits_and_never_waits_itself() -> None:
             receiver.receive(999_999, frames, 0, 5, 0, 1)
 
 
+def test_a_clock_that_jumps_while_a_frame_waits_does_not_misdate_it() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    hour_us = 3_600_000_000
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, 35, 1)  # SO_TIMESTAMPNS
+        receiver, frames = CanReceiver(), Frames()
+        for jump_us in (0, hour_us, -hour_us):
+            theirs.send(struct.pack("=IBxxx8s", 1, 8, bytes(8)))
+            offset_us = clock.utc_offset_us()
+            # The offset of the second and third call is that of a clock that was set in between.
+            receiver.receive(ours.fileno(), frames, 0, 5, offset_us, clock.now_us())
+            receiver.receive(ours.fileno(), frames, 0, 5, offset_us, clock.now_us())
+            theirs.send(struct.pack("=IBxxx8s", 1, 8, bytes(8)))
+            receiver.receive(ours.fileno(), frames, 0, 5, offset_us + jump_us, clock.now_us())
+    now_us = clock.now_us()
+    assert len(frames) == 6
+    assert all(now_us - 10_000_000 < time_us <= now_us for time_us, *_ in frames)
+
+
+@given(st.lists(st.integers(0, 20)), st.lists(st.integers(0, 20)), st.lists(st.integers(0, 20)))
+def test_two_buses_make_one_run_in_the_order_of_time(before: list[int], one: list[int], two: list[int]) -> None:
+    frames = Frames()
+    for bus, times in enumerate([before, sorted(one), sorted(two)]):
+        for time_us in times:
+            frames.append(time_us, bus, len(frames), bytes(64 if time_us % 2 else 3), flags=4)
+    whole, first = list(frames), len(before)
+    frames.merge(first, first + len(one))
+    assert list(frames) == whole[:first] + sorted(whole[first:], key=lambda frame: frame[0])
+
+
 def test_a_bus_that_is_not_there_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="nosuchbus0"):
         open_source("socketcan:nosuchbus0", ("can0",))

@@ -4,7 +4,9 @@ Needs no privilege beyond the interfaces being up (`ip link set can0 up type can
 namespace of the module: in a container that is the host's, see the deployment template.
 """
 
+import fcntl
 import logging
+import os
 import select
 import socket
 import struct
@@ -27,10 +29,17 @@ SO_TIMESTAMPNS = 35
 SO_RXQ_OVFL = 40
 CAN_RAW_ERR_FILTER = 2
 CAN_ERROR_MASK = 0x1FFFFFFF
+SIOCGIFFLAGS, IFF_UP = 0x8913, 1
+RETRY_S = 0.1
+RX_PACKETS = 1  # of the numbers behind an interface's name in /proc/net/dev
 
 
 class SocketCan:
-    """A bus that is down is waited for; error frames are received and counted."""
+    """A bus that is down or gone is waited for; error frames are received and counted.
+
+    What one read() gives is in the order of time. Frames that this machine sends, and error frames, count among those
+    that passed during a restart only where the driver counts them as received.
+    """
 
     unparsed_lines = 0
 
@@ -47,12 +56,17 @@ class SocketCan:
         self.position = self._frames_on_the_buses()
 
     def read(self, frames: Frames, limit: int, timeout_s: float) -> bool:
+        for bus in self._buses:
+            bus.look()
         sockets = [bus.socket for bus in self._buses]
         if not select.select(sockets, [], [], timeout_s)[0]:
             return True
         self.clock = clocks.read_clock()
+        first = len(frames)
         for bus in self._buses:
+            behind = len(frames)
             taken, dropped = bus.receive(frames, limit, self.clock.utc_offset_us)
+            frames.merge(first, behind)
             self.position += taken + dropped
             self.missing += dropped
             self.overflowed += dropped
@@ -60,7 +74,7 @@ class SocketCan:
 
     @property
     def problem(self) -> str:
-        return ", ".join(f"{bus.interface} is down" for bus in self._buses if bus.is_down)
+        return ", ".join(f"{bus.interface} is {state}" for bus in self._buses if (state := _state(bus.interface)))
 
     def cursor(self) -> bytes:
         return msgspec.json.encode({"frames": self.position, "boot_id": clocks.boot_id().hex()})
@@ -76,7 +90,7 @@ class SocketCan:
             bus.socket.close()
 
     def _frames_on_the_buses(self) -> int:
-        return sum(_received_by(interface) for interface in self._interfaces)
+        return sum(count for interface, count in _received() if interface in self._interfaces)
 
 
 class _Bus:
@@ -85,7 +99,8 @@ class _Bus:
         self._number = number
         self._receiver = CanReceiver()
         self._dropped = 0
-        self.is_down = False
+        self._lost = ""  # down or gone
+        self._look_at = 0.0
         self.socket = _open(interface)
 
     def receive(self, frames: Frames, limit: int, utc_offset_us: int) -> tuple[int, int]:
@@ -94,16 +109,38 @@ class _Bus:
             taken = self._receiver.receive(
                 self.socket.fileno(), frames, self._number, limit, utc_offset_us, clocks.now_us()
             )
-            self.is_down = False
-        except OSError as error:
+        except OSError as error:  # said once by the kernel: ENETDOWN, ENODEV
             taken = 0
-            if not self.is_down:
-                log.warning("%s: %s; waiting for it", self.interface, error.strerror)
-            self.is_down = True
-            time.sleep(0.1)
+            lost = _state(self.interface)
+            if lost != self._lost or not lost:
+                log.warning("%s is %s: %s; waiting for it", self.interface, lost or "up", os.strerror(error.errno or 0))
+                time.sleep(0 if lost else RETRY_S)
+            self._lost = self._lost if self._lost == "gone" else lost
         dropped = (self._receiver.dropped - self._dropped) & 0xFFFFFFFF
         self._dropped = self._receiver.dropped
         return taken, dropped
+
+    def look(self) -> None:
+        """Whether a bus that was lost is there again: its socket goes on after `down`, and never after `gone`."""
+        if not self._lost or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + RETRY_S
+        state = _state(self.interface)
+        if state == "gone":
+            self._lost = state
+        elif self._lost == "gone":
+            try:
+                fresh = _open(self.interface)
+            except InputError as error:
+                log.debug("%s", error)
+                return
+            self.socket.close()
+            self.socket, self._receiver, self._dropped = fresh, CanReceiver(), 0
+            log.info("%s is there again", self.interface)
+            self._lost = state
+        elif not state:
+            log.info("%s is up again", self.interface)
+            self._lost = ""
 
 
 def _open(interface: str) -> socket.socket:
@@ -135,8 +172,22 @@ def _open(interface: str) -> socket.socket:
     return bus
 
 
-def _received_by(interface: str) -> int:
+def _state(interface: str) -> str:
+    """Nothing where it is up; else down or gone: netdevice(7), in the network namespace of this process."""
+    request = struct.pack("16sH14x", interface.encode()[:15], 0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, request)
+        except OSError:
+            return "gone"
+    return "" if struct.unpack_from("H", answer, 16)[0] & IFF_UP else "down"
+
+
+def _received() -> list[tuple[str, int]]:
+    """How many frames each interface has received. Not from /sys, which may be that of another network namespace."""
     try:
-        return int(Path(f"/sys/class/net/{interface}/statistics/rx_packets").read_text())
-    except (OSError, ValueError):
-        return 0
+        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
+        rows = [line.partition(":") for line in lines]
+        return [(name.strip(), int(numbers.split()[RX_PACKETS])) for name, _, numbers in rows]
+    except (OSError, ValueError, IndexError):
+        return []
