@@ -13,11 +13,13 @@ from cy_core.columns import Columns
 from cy_core.frames import Frames
 from cy_core.plan import Plan
 from edge import block, pack
+from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.database import load_databases
 from edge.decoder import Decoder
-from edge.errors import BlockCorrupt
+from edge.errors import BlockCorrupt, TableMissing
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
+from edge.train_signals import train_signals
 from tests import strategies
 
 RAV4 = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data")) / "toyota_rav4_2017"
@@ -119,6 +121,26 @@ def test_a_block_of_signals_is_filled_to_its_limit() -> None:
         assert len(made) <= limit < len(encode(count + 1))
     assert block.fit(encode, len(frames), 1 << 20)[0] == len(frames)
     assert block.fit(encode, len(frames), 5) == (0, b"")
+
+
+def test_a_table_that_campaigns_were_trained_with_makes_their_small_blocks_smaller() -> None:
+    recording = Frames()
+    source, value = random.Random(5), 30_000
+    for i in range(3000):
+        value = max(0, min(65535, value + source.randint(-30, 30)))
+        recording.append(10_000 * i + source.randint(0, 400), 0, 1, value.to_bytes(2, "little") + bytes([i & 7] * 6))
+    campaign = Campaign({"*": SignalRule(), "M.A": SignalRule(max_error=2.0)})
+    selection = compile_campaign("drive", campaign, MANIFEST)
+    table = train_signals([selection], MANIFEST, [recording.slice(0, 2000)], tolerance_us=1000)
+    decoder = Decoder(MANIFEST)
+    columns = decoder.decode_batch(recording.slice(2000, 2200))
+    how: dict[str, Any] = {"max_errors": [2.0, 0.0], "tolerance_us": 1000}
+    made = block.encode(columns, table=table, **how)
+    assert len(made) < 0.7 * len(block.encode(columns, **how))
+    again = block.decode(made, decoder.plan, tables=block.Tables([table]))
+    assert rows(again) == rows(block.decode(block.encode(columns, **how), decoder.plan))
+    with pytest.raises(TableMissing, match=table.sha256[:16]):
+        block.decode(made, decoder.plan)
 
 
 def test_only_what_is_selected_is_in_the_block() -> None:

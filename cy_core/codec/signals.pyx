@@ -20,7 +20,6 @@ from cy_core.codec.number cimport code_value, learn_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, due_t, line_up_t, take_turn
 from cy_core.codec.payload cimport code_row, history_t, start_history
 from cy_core.codec.streams cimport FIRST, HEAD
-from cy_core.codec.values cimport can_step, from_coded, to_coded
 from cy_core.columns cimport Columns, column_t, group_t
 from cy_core.plan cimport Plan, message_t, signal_t
 
@@ -33,13 +32,11 @@ cdef enum:
     MOST_GROUPS = 0xFFFF
     MOST_BYTES = 64 << 20       # of values and times, when read
 
-
-cdef struct part_t:             # a group of the block
+cdef struct part_t:             # a group that is written or read
     uint32_t key
     int32_t line                # the number of its bus
     uint32_t rows, done
-    uint32_t group              # of the columns; writing, the first: a long batch has a message's rows in several
-    int64_t* times              # of its rows; writing, rounded
+    uint32_t group              # its number in the columns
 
 
 cdef class SignalCodec:
@@ -53,8 +50,6 @@ cdef class SignalCodec:
     cdef int64_t unit, base
     cdef uint32_t tolerance     # 0: times are exact
     cdef part_t* parts
-    cdef int64_t* times         # writing: of all parts
-    cdef int32_t* following     # writing: of each group of the columns, the next of the same part, or -1
     cdef due_t* dues
     cdef uint32_t part_count
 
@@ -73,8 +68,6 @@ cdef class SignalCodec:
     def __dealloc__(self):
         free(self.parts)
         free(self.dues)
-        free(self.times)
-        free(self.following)
 
     def encode(
         self, Columns columns not None, const uint8_t[::1] selection=None, const uint32_t[::1] steps=None,
@@ -100,16 +93,15 @@ cdef class SignalCodec:
             steps.shape[0] != self.plan.signal_count or any(not s & 1 or s >> 31 for s in steps)
         ):
             raise ValueError("steps are odd, under 2^31, and one for each signal")
-        self.tolerance = tolerance_us
         self._choose(columns, keep)
-        self._take_times(columns, 1 if tolerance_us else tick_us)
         memory = <uint8_t*>malloc(4096)
         if memory == NULL:
             raise MemoryError("no memory for a block")
         begin_writing(&coder, memory, 4096)
         try:
+            self._begin(columns, tick_us, tolerance_us)
             with nogil:
-                self._code(&coder, columns, keep, step)
+                self._code(&coder, columns, keep, step, tick_us)
                 size = finish(&coder)
             if coder.failed:
                 raise OverflowError("more than a block may hold")
@@ -126,7 +118,7 @@ cdef class SignalCodec:
         columns.forget()
         begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
         with nogil:
-            self._code(&coder, columns, NULL, NULL)
+            self._code(&coder, columns, NULL, NULL, 1)
         if coder.failed or coder.at != coder.end:
             columns.forget()
             raise ValueError("it does not end where its signals end")
@@ -135,13 +127,9 @@ cdef class SignalCodec:
     # -- head and groups -------------------------------------------------------------------------------------
 
     cdef int _choose(self, Columns columns, const uint8_t* keep) except -1:
-        """Writing: the groups with a signal to keep, those of one message with the same signals as one."""
-        cdef Py_ssize_t i, number, last
-        cdef uint32_t j
+        """Writing: the groups with a signal to keep."""
+        cdef Py_ssize_t i
         cdef const group_t* group
-        cdef part_t* part
-        cdef dict known = {}
-        cdef tuple signals, name
         if columns.group_count > MOST_GROUPS:
             raise OverflowError(f"{columns.group_count} groups; a block may have {MOST_GROUPS}")
         self._reserve(columns.group_count)
@@ -149,78 +137,57 @@ cdef class SignalCodec:
             group = &columns.group_rows[i]
             if group.count >= MOST_ROWS:
                 raise OverflowError(f"a group of {group.count} rows; a block may have {MOST_ROWS - 1}")
-            if not _kept(columns, group, keep):
-                continue
-            signals = tuple(columns.column_rows[group.first_column + j].signal for j in range(group.column_count))
-            name = (group.message, signals)
-            number, last = known.get(name, (self.part_count, -1))
-            part = &self.parts[number]
-            if last >= 0 and part.rows + group.count < MOST_ROWS:
-                self.following[last] = i
-                part.rows += group.count
-            else:
-                number = self.part_count
-                self.parts[number] = part_t(
-                    key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i, times=NULL
+            if _kept(columns, group, keep):
+                self.parts[self.part_count] = part_t(
+                    key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i
                 )
                 self.part_count += 1
-            self.following[i] = -1
-            known[name] = (number, i)
         return 0
 
     cdef int _reserve(self, uint32_t count) except -1 nogil:
         free(self.parts)
         free(self.dues)
-        free(self.following)
         self.part_count = 0
         self.parts = <part_t*>calloc(count + 1, sizeof(part_t))
         self.dues = <due_t*>calloc(count + 1, sizeof(due_t))
-        self.following = <int32_t*>calloc(count + 1, sizeof(int32_t))
-        if self.parts == NULL or self.dues == NULL or self.following == NULL:
+        if self.parts == NULL or self.dues == NULL:
             with gil:
                 raise MemoryError(f"no memory for {count} groups")
         return 0
 
-    cdef int _take_times(self, Columns columns, int64_t tick_us) except -1:
-        """Writing: the times of each part, rounded; the first one, and the unit of all."""
-        cdef Py_ssize_t total = 0
+    cdef int _begin(self, Columns columns, int64_t tick_us, uint32_t tolerance_us) except -1:
+        """Writing: the first time and the unit."""
         cdef uint32_t p, i
-        cdef int32_t g
         cdef const int64_t* times
-        cdef int64_t* to
-        cdef int64_t unit = 0, other, rest
+        cdef int64_t unit = 0, other, rest, first = 0
+        self.tolerance = tolerance_us
+        self.base = TIME_MAX
         for p in range(self.part_count):
-            total += self.parts[p].rows
-        free(self.times)
-        self.times = to = <int64_t*>malloc((total + 1) * sizeof(int64_t))
-        if to == NULL:
-            raise MemoryError(f"no memory for {total} times")
-        self.base = TIME_MAX if total else 0
-        for p in range(self.part_count):
-            self.parts[p].times = to
-            g = self.parts[p].group
-            while g >= 0:
-                times = <const int64_t*>(columns.arena + columns.group_rows[g].times)
-                for i in range(columns.group_rows[g].count):
-                    if not -TIME_MAX // 2 < times[i] < TIME_MAX // 2:
-                        raise OverflowError(f"a time of {times[i]} us")
-                    to[0] = _round(times[i], tick_us)
-                    self.base = min(self.base, to[0])
-                    other = to[0] - self.times[0] if to[0] >= self.times[0] else self.times[0] - to[0]
-                    while other:
-                        rest = unit % other
-                        unit, other = other, rest
-                    to += 1
-                g = self.following[g]
-        self.unit = unit if 0 < unit < 1LL << 40 and not self.tolerance else 1
+            times = <const int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
+            for i in range(self.parts[p].rows):
+                if not -TIME_MAX // 2 < times[i] < TIME_MAX // 2:
+                    raise OverflowError(f"a time of {times[i]} us")
+                other = _round(times[i], tick_us)
+                if p == 0 and i == 0:
+                    first = other
+                if other < self.base:
+                    self.base = other
+                other = other - first if other >= first else first - other
+                while other:
+                    rest = unit % other
+                    unit, other = other, rest
+        self.unit = unit if 0 < unit < 1LL << 40 and not tolerance_us else 1
+        if self.part_count == 0:
+            self.base = 0
         return 0
 
     cdef int _code(
-        self, coder_t* coder, Columns columns, const uint8_t* keep, const uint32_t* steps
+        self, coder_t* coder, Columns columns, const uint8_t* keep, const uint32_t* steps, int64_t tick_us
     ) except -1 nogil:
         cdef models_t* models = &self.models.data
         cdef uint32_t count, p
         cdef uint64_t size = 0
+        cdef int64_t* times
         if not self.learning:
             self.models.forget()
         self.unit = code_value(coder, models, mix(HEAD, 2), 40, self.unit)
@@ -242,15 +209,12 @@ cdef class SignalCodec:
         if coder.reading:
             for p in range(count):
                 self._allocate(columns, &columns.group_rows[p])
-            for p in range(count):
-                self.parts[p].times = <int64_t*>(columns.arena + columns.group_rows[p].times)
         if self.tolerance:
             for p in range(count):
-                code_lines(
-                    coder, models, self.parts[p].key, self.base, self.parts[p].times, self.parts[p].rows, self.tolerance
-                )
+                times = <int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
+                code_lines(coder, models, self.parts[p].key, self.base, times, self.parts[p].rows, self.tolerance)
         else:
-            self._code_order(coder)
+            self._code_order(coder, columns, tick_us)
         for p in range(count):
             if coder.failed:
                 return 0
@@ -320,7 +284,7 @@ cdef class SignalCodec:
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    cdef int _code_order(self, coder_t* coder) except -1 nogil:
+    cdef int _code_order(self, coder_t* coder, Columns columns, int64_t tick_us) except -1 nogil:
         """Bus by bus: which group is next, and how long after."""
         cdef models_t* models = &self.models.data
         cdef line_up_t bus
@@ -328,7 +292,7 @@ cdef class SignalCodec:
         cdef int32_t who
         cdef uint32_t left, before
         cdef int64_t now = 0
-        cdef part_t* part
+        cdef int64_t* times
         cdef int32_t* queue = <int32_t*>malloc((self.part_count + 1) * sizeof(int32_t))
         if queue == NULL:
             with gil:
@@ -345,13 +309,14 @@ cdef class SignalCodec:
             bus = line_up_t(queue=queue, count=0, last_stream=-1, last=0, key=mix(SIGNALS, number), shorts=0)
             while left and not coder.failed:
                 left -= 1
-                who = -1 if coder.reading else self._earliest(number, &now)
+                who = -1 if coder.reading else self._earliest(columns, number, tick_us, &now)
                 before = self.dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key
                 p = code_who(coder, models, &bus, self.dues, who)
                 if p < 0:
                     p = code_value(coder, models, mix(before, ANY), 16, who)
-                part = &self.parts[p]
-                if p >= <int32_t>self.part_count or part.line != number or part.done == part.rows:
+                if p >= <int32_t>self.part_count or self.parts[p].line != number or (
+                    self.parts[p].done == self.parts[p].rows
+                ):
                     coder.failed = True
                     break
                 now = wrapping_sum(bus.last, code_gap(coder, models, &bus, &self.dues[p], self.dues, -1, now - bus.last))
@@ -359,34 +324,40 @@ cdef class SignalCodec:
                     coder.failed = True
                     break
                 if coder.reading:
-                    part.times[part.done] = <int64_t>(<uint64_t>self.base + <uint64_t>now * <uint64_t>self.unit)
-                part.done += 1
+                    times = <int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
+                    times[self.parts[p].done] = <int64_t>(
+                        <uint64_t>self.base + <uint64_t>now * <uint64_t>self.unit
+                    )
+                self.parts[p].done += 1
                 take_turn(&bus, self.dues, p, now)
         free(queue)
         return 0
 
-    cdef int32_t _earliest(self, int32_t number, int64_t* now) noexcept nogil:
+    cdef int32_t _earliest(self, Columns columns, int32_t number, int64_t tick_us, int64_t* now) noexcept nogil:
         """Writing: the group of this bus whose next row is the earliest."""
         cdef int32_t p, best = -1
-        cdef const part_t* part
+        cdef int64_t time
         for p in range(<int32_t>self.part_count):
-            part = &self.parts[p]
-            if part.line == number and part.done < part.rows and (best < 0 or part.times[part.done] < now[0]):
-                best, now[0] = p, part.times[part.done]
-        now[0] = (now[0] - self.base) // self.unit
+            if self.parts[p].line == number and self.parts[p].done < self.parts[p].rows:
+                time = (<const int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times))[
+                    self.parts[p].done
+                ]
+                if best < 0 or time < now[0]:
+                    best, now[0] = p, time
+        now[0] = (_round(now[0], tick_us) - self.base) // self.unit
         return best
 
     # -- values ----------------------------------------------------------------------------------------------
 
-    cdef void _code_values(
+    cdef int _code_values(
         self, coder_t* coder, Columns columns, const part_t* part, const uint8_t* keep, const uint32_t* steps
-    ) noexcept nogil:
+    ) except -1 nogil:
         """PART columns at a time."""
         cdef const group_t* group = &columns.group_rows[part.group]
         cdef uint32_t first = self.plan.messages[group.message].first_signal, i, count = 0
         cdef uint32_t[PART] chosen
-        for i in range(group.column_count):
-            if keep == NULL or keep[first + columns.column_rows[group.first_column + i].signal]:
+        for i in range(group.first_column, group.first_column + group.column_count):
+            if keep == NULL or keep[first + columns.column_rows[i].signal]:
                 chosen[count] = i
                 count += 1
                 if count == PART:
@@ -394,63 +365,58 @@ cdef class SignalCodec:
                     count = 0
         if count:
             self._code_part(coder, columns, part, chosen, count, steps)
+        return 0
 
     cdef void _code_part(
         self, coder_t* coder, Columns columns, const part_t* part, const uint32_t* chosen, uint32_t count,
         const uint32_t* steps
     ) noexcept nogil:
-        """chosen: places of columns in their group."""
         cdef models_t* models = &self.models.data
         cdef const group_t* group = &columns.group_rows[part.group]
-        cdef const column_t* column_rows = columns.column_rows + group.first_column
         cdef const message_t* message = &self.plan.messages[group.message]
         cdef const signal_t* signals[PART]
         cdef uint8_t[PART] widths
         cdef int64_t[PART] step
+        cdef bint[PART] constant
         cdef history_t[PART] histories
         cdef uint64_t[PART] values
-        cdef uint32_t key = mix(part.key, column_rows[chosen[0]].signal), recent = 0xFFFFFFFF, row, i
-        cdef int32_t g = part.group
-        cdef bint is_first = True
-        cdef const column_t* column
+        cdef uint32_t key = mix(part.key, columns.column_rows[chosen[0]].signal), recent = 0xFFFFFFFF, row, i
+        cdef column_t* column
         cdef uint64_t value
         for i in range(count):
-            column = &column_rows[chosen[i]]
+            column = &columns.column_rows[chosen[i]]
             signals[i] = &self.plan.signals[message.first_signal + column.signal]
             widths[i] = signals[i].length
+            constant[i] = True
             step[i] = 1
-            if steps != NULL and can_step(signals[i]):
+            if steps != NULL and _can_step(signals[i]):
                 step[i] = steps[message.first_signal + column.signal]
             if code_bit(coder, line(models, mix(SIGNALS, 5)), step[i] != 1):
                 step[i] = code_value(coder, models, mix(SIGNALS, 6), 32, step[i])
-        while g >= 0:
-            column_rows = columns.column_rows + columns.group_rows[g].first_column
-            for row in range(columns.group_rows[g].count):
-                if not coder.reading:
+        for row in range(part.rows):
+            if not coder.reading:
+                for i in range(count):
+                    column = &columns.column_rows[chosen[i]]
+                    values[i] = _to_coded(
+                        signals[i], step[i],
+                        columns.arena + column.offset + (0 if column.is_constant else row * <uint64_t>column.width),
+                    )
+            if row == 0:
+                for i in range(count):
+                    values[i] = code_value(coder, models, mix(key, FIRST + i), widths[i], values[i])
+                    start_history(&histories[i], values[i])
+            else:
+                code_row(coder, models, key, widths, count, histories, values, &recent, True)
+                if self.learning and row & 15 == 0:
                     for i in range(count):
-                        column = &column_rows[chosen[i]]
-                        values[i] = to_coded(
-                            signals[i], step[i],
-                            columns.arena + column.offset + (0 if column.is_constant else row * <uint64_t>column.width),
-                        )
-                if is_first:
-                    for i in range(count):
-                        values[i] = code_value(coder, models, mix(key, FIRST + i), widths[i], values[i])
-                        start_history(&histories[i], values[i])
-                    is_first = False
-                else:
-                    code_row(coder, models, key, widths, count, histories, values, &recent, True)
-                    if self.learning and row & 15 == 0:
-                        for i in range(count):
-                            learn_value(models, mix(key, FIRST + i), widths[i], values[i])
-                if coder.reading:
-                    if coder.failed:
-                        return
-                    for i in range(count):
-                        column = &column_rows[chosen[i]]
-                        value = from_coded(signals[i], step[i], values[i])
-                        memcpy(columns.arena + column.offset + row * <uint64_t>column.width, &value, column.width)
-            g = -1 if coder.reading else self.following[g]
+                        learn_value(models, mix(key, FIRST + i), widths[i], values[i])
+            if coder.reading:
+                if coder.failed:
+                    return
+                for i in range(count):
+                    column = &columns.column_rows[chosen[i]]
+                    value = _from_coded(signals[i], step[i], values[i])
+                    memcpy(columns.arena + column.offset + row * <uint64_t>column.width, &value, column.width)
 
 
 cdef bint _kept(Columns columns, const group_t* group, const uint8_t* keep) noexcept nogil:
@@ -467,6 +433,38 @@ cdef inline int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
     if rest < 0:
         rest += tick_us
     return time_us - rest + (tick_us if 2 * rest >= tick_us else 0)
+
+
+cdef inline bint _can_step(const signal_t* signal) noexcept nogil:
+    """A step is for integers of up to 62 bits; anything else stays exact."""
+    return signal.length <= 62 and signal.format != 101 and signal.format != 102 and signal.format != 100  # e f d
+
+
+cdef inline uint64_t _mask(const signal_t* signal) noexcept nogil:
+    return 0xFFFFFFFFFFFFFFFFULL >> (64 - signal.length)
+
+
+cdef inline uint64_t _to_coded(const signal_t* signal, int64_t step, const uint8_t* value) noexcept nogil:
+    cdef uint64_t raw = 0
+    cdef int64_t number, rest
+    memcpy(&raw, value, signal.width)
+    if step != 1:
+        raw &= _mask(signal)
+        number = <int64_t>((raw ^ signal.sign) - signal.sign) + (step >> 1)
+        rest = number % step
+        raw = <uint64_t>((number - (rest if rest >= 0 else rest + step)) // step)
+    return raw & _mask(signal)
+
+
+cdef inline uint64_t _from_coded(const signal_t* signal, int64_t step, uint64_t coded) noexcept nogil:
+    cdef int64_t low, high, number
+    coded = (coded ^ signal.sign) - signal.sign
+    if step == 1:
+        return coded
+    low = -<int64_t>signal.sign
+    high = <int64_t>(_mask(signal) >> (signal.sign != 0))
+    number = <int64_t>(coded * <uint64_t>step)
+    return <uint64_t>(low if number < low else high if number > high else number)
 
 
 cdef uint32_t _message_key(uint32_t bus, message) except? 0:
