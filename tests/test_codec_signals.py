@@ -19,8 +19,10 @@ from edge.decoder import Decoder
 from edge.errors import BlockCorrupt, TableMissing
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
+from edge.table import Table
 from edge.train_signals import train_signals
 from tests import strategies
+from tests.reference import signals_twin
 
 RAV4 = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data")) / "toyota_rav4_2017"
 # Checksums and counters: what they are follows from the rest.
@@ -98,6 +100,48 @@ def test_no_value_and_no_time_is_further_off_than_allowed(
         for a, b in zip(got, true, strict=True):
             units = abs(int.from_bytes(a, "little", signed=signed) - int.from_bytes(b, "little", signed=signed))
             assert units * factor <= error
+
+
+def same_as_twin(made: bytes, plan: Plan, table: Table | None = None) -> None:
+    contexts = table.contexts if table else b""
+    found = signals_twin.read(made[block.HEAD.size + 8 :], plan.manifest, contexts)
+    expected = []
+    for message, times, values in rows(block.decode(made, plan, tables=block.Tables([table] if table else []))):
+        signals = plan.manifest.messages[message].signals
+        numbers = {
+            place: [
+                int.from_bytes(cell, "little", signed=signals[place].signed and not signals[place].is_float)
+                for cell in cells
+            ]
+            for place, cells in values
+        }
+        expected.append(signals_twin.Group(message, times, numbers))
+    assert found == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data(), st.sampled_from([(1, 0), (1000, 0), (1, 700)]))
+def test_the_slow_twin_reads_the_same_signals(data: st.DataObject, time: tuple[int, int]) -> None:
+    manifest = data.draw(strategies.manifests())
+    decoder = Decoder(manifest)
+    columns = decoder.decode_batch(strategies.batch(data.draw(strategies.traffic(manifest))))
+    errors = data.draw(st.sampled_from([0.0, 3.0, 1e6]))
+    max_errors = [errors] * decoder.plan.signal_count
+    tick_us, tolerance_us = time
+    made = block.encode(columns, max_errors=max_errors, tick_us=tick_us, tolerance_us=tolerance_us)
+    same_as_twin(made, decoder.plan)
+
+
+def test_the_slow_twin_reads_the_same_signals_of_a_drive_with_a_trained_table() -> None:
+    decoder, columns = drive(1, 300)
+    recording = Frames()
+    for i in range(500):
+        recording.append(10_000 * i, 0, 1, (i * 12_345).to_bytes(8, "little"))
+    selection = compile_campaign("drive", Campaign({"*": SignalRule()}), MANIFEST)
+    table = train_signals([selection], MANIFEST, [recording])
+    for tolerance_us in (0, 500):
+        made = block.encode(columns, table=table, max_errors=[1.5, 0.3], tolerance_us=tolerance_us)
+        same_as_twin(made, decoder.plan, table)
 
 
 def test_a_bound_makes_blocks_smaller() -> None:
