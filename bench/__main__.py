@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import campaigns, decoding, fleet, kinds, modules, outbox, process, simulator, workload
+from bench import campaigns, compression, decoding, fleet, kinds, modules, outbox, process, simulator, workload
 
 GROUPS: dict[str, Callable[[workload.Workload, Path], Iterator[dict[str, Any]]]] = {
     "decode": decoding.figures,
     "kinds": kinds.figures,
     "campaigns": campaigns.figures,
+    "compression": compression.figures,
     "process": process.figures,
     "modules": modules.figures,
     "outbox": outbox.figures,

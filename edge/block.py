@@ -29,6 +29,7 @@ SIGNALS = (2, 2)
 # A block is some ten thousand frames; nothing honest comes near this.
 CONTENT_MAX_BYTES = 64 << 20
 
+JOINED_FRAMES = 16_384  # the decoder begins new groups behind so many
 MOST_UNITS = (1 << 30) - 1
 
 _threads = threading.local()
@@ -135,6 +136,10 @@ def encode(
     """
     known = table or _cold()
     steps = None if max_errors is None else _steps(columns.plan, max_errors)
+    if columns.frames > JOINED_FRAMES:
+        from cy_core.codec.join import join  # here, because a vehicle's blocks are hardly ever that long
+
+        columns = join(columns)
     try:
         content = known.signals(columns.plan).encode(columns, selection, steps, tick_us, tolerance_us)
     except OverflowError:

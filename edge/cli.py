@@ -212,16 +212,30 @@ def unpack(packed: Path, out: Path, table_files: tuple[Path, ...]) -> None:
 @click.argument("logs", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, required=True, help="Model table to write.")
 @click.option("--resolution-us", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Of the times.")
-def train(logs: tuple[Path, ...], out: Path, resolution_us: int) -> None:
+@click.option("--manifest", type=FILE, help="With --campaigns: a table for blocks of signals, not of frames.")
+@click.option("--campaigns", type=FILE, help="What the vehicles collect.")
+@click.option("--tolerance-us", type=click.IntRange(0), default=0, help="Of signals' times: on lines, within that.")
+def train(
+    logs: tuple[Path, ...],
+    out: Path,
+    resolution_us: int,
+    manifest: Path | None,
+    campaigns: Path | None,
+    tolerance_us: int,
+) -> None:
     """Recordings of a vehicle to the model table that makes small blocks of its kind small."""
     from cy_core.frames import Frames
+    from edge import manifest as manifests
     from edge import train as training
     from edge.logs import open_log
 
+    if (manifest is None) != (campaigns is None):
+        raise InputError("--manifest, --campaigns", "are of use together only", "give both, or none for raw frames")
     _make_folder(out)
+    decoder_manifest = manifests.load(manifest) if manifest else None
     recordings, problems = [], []
     for path in logs:
-        frames, log = Frames(), open_log(path)
+        frames, log = Frames(), open_log(path, decoder_manifest.buses if decoder_manifest else ())
         log.read(frames, training.FRAMES_MOST)
         recordings.append((frames, log.buses))
         problems += [f"{path}: {problem}" for problem in log.problems()]
@@ -229,7 +243,15 @@ def train(logs: tuple[Path, ...], out: Path, resolution_us: int) -> None:
     if not any(len(frames) for frames, _ in recordings):
         raise InputError(logs[0], "has no frames", "give a recording of the vehicle")
     with Progress("training", 1) as progress:
-        table = training.train(recordings, resolution_us, progress.to)
+        if decoder_manifest and campaigns:
+            from edge.train_signals import train_signals
+            from simulator.check import read_campaigns
+
+            selections = read_campaigns(campaigns, decoder_manifest)
+            seen = [frames for frames, _ in recordings]
+            table = train_signals(selections, decoder_manifest, seen, resolution_us, tolerance_us, progress.to)
+        else:
+            table = training.train(recordings, resolution_us, progress.to)
     try:
         table.save(out)
     except OSError as error:

@@ -72,6 +72,7 @@ class Summary(msgspec.Struct):
             f"rows in the table    {self.rows:>12,}",
             f"messages             {self.messages:>12,}",
             f"bytes on the wire    {self.wire_bytes:>12,}   (MQTT, before TLS)",
+            f"bytes a frame        {self.wire_bytes / max(1, self.frames):>12.2f}",
             f"bytes a sample       {self.wire_bytes / max(1, self.samples):>12.2f}",
             f"metered 4 KB units   {self.units:>12,}",
             f"as JSON per sample   {self.json_bytes:>12,}   bytes, {times:,.0f} times as many",

@@ -4,6 +4,6 @@ import os
 
 from hypothesis import settings
 
-# No test fails because the machine is slow. CI takes the same examples each time; new ones are sought here and by fuzzing.
+# No test fails because the machine is slow. CI takes the same examples each time; here and in fuzzing they are new.
 settings.register_profile("bordnetz", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("bordnetz")

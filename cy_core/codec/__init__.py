@@ -6,6 +6,8 @@
     payload     a row of fields, predicted from the rows before it
     checksum    bytes that follow from the others
     order       who is next on the bus, and how long after
+    lines       times within a tolerance
+    values      a value and what is coded for it
     raw         frames <-> a block's inside        signals     columns <-> a block's inside
 
 Every model is one function that runs in both directions: it is given the value when it writes, and returns the value

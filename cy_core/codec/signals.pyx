@@ -15,8 +15,9 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish, probability_t
+from cy_core.codec.lines cimport TIME_MAX, code_lines, wrapping_sum
 from cy_core.codec.models cimport Models, line, mix, models_t
-from cy_core.codec.number cimport code_residual, code_value, learn_value
+from cy_core.codec.number cimport code_value, learn_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, due_t, line_up_t, take_turn
 from cy_core.codec.payload cimport code_row, history_t, start_history
 from cy_core.codec.streams cimport FIRST, HEAD
@@ -27,7 +28,6 @@ from cy_core.codec.streams import bus_key
 
 cdef enum:
     SIGNALS = 0x100000          # keys
-    LINES = 0x110000
     SHARED = 0x120000           # of groups that share rows
     PRESENT = 0x130000          # is a row of them of this one?
     PART = 64                   # columns of a row that are coded together
@@ -35,16 +35,6 @@ cdef enum:
     MOST_GROUPS = 0xFFFF
     SHARES = 1 << 16            # beside the number of groups: some share rows
     MOST_BYTES = 64 << 20       # of values and times, when read
-    SLOPE_BITS = 16             # behind the point, of a line's microseconds a row
-
-cdef extern from *:
-    """
-    #define bordnetz_signal_time_max (1LL << 54)
-    #define bordnetz_slope_max (1LL << 41)
-    """
-    const int64_t SLOPE_MAX "bordnetz_slope_max"
-    const int64_t TIME_MAX "bordnetz_signal_time_max"
-
 
 cdef struct part_t:             # a group that is written or read
     uint32_t key
@@ -216,6 +206,7 @@ cdef class SignalCodec:
         cdef models_t* models = &self.models.data
         cdef uint32_t count, p
         cdef uint64_t size = 0
+        cdef int64_t* times
         if not self.learning:
             self.models.forget()
         self.unit = code_value(coder, models, mix(HEAD, 2), 40, self.unit)
@@ -245,9 +236,8 @@ cdef class SignalCodec:
                 self._allocate(columns, &columns.group_rows[p])
         if self.tolerance:
             for p in range(count):
-                self._code_lines(coder, &self.parts[p], <int64_t*>(
-                    columns.arena + columns.group_rows[self.parts[p].group].times
-                ))
+                times = <int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
+                code_lines(coder, models, self.parts[p].key, self.base, times, self.parts[p].rows, self.tolerance)
         else:
             self._code_order(coder, columns, tick_us)
         for p in range(count):
@@ -376,7 +366,7 @@ cdef class SignalCodec:
                 if p >= <int32_t>self.part_count or self.parts[p].line != number or (self.shares and self.parts[p].rides):
                     coder.failed = True
                     break
-                now = _sum(bus.last, code_gap(coder, models, &bus, &self.dues[p], self.dues, -1, now - bus.last))
+                now = wrapping_sum(bus.last, code_gap(coder, models, &bus, &self.dues[p], self.dues, -1, now - bus.last))
                 if not -TIME_MAX < now < TIME_MAX:
                     coder.failed = True
                     break
@@ -438,33 +428,6 @@ cdef class SignalCodec:
                     turn.time = time
                 found = True
         return found
-
-    cdef void _code_lines(self, coder_t* coder, part_t* part, int64_t* times) noexcept nogil:
-        """Straight lines through (row, time): how many rows, where it begins, how steep it is."""
-        cdef models_t* models = &self.models.data
-        cdef uint32_t i = 0, j
-        cdef int64_t length = 0, start = self.base, slope = 0, expected = self.base, new_slope = 0
-        cdef uint32_t key = mix(part.key, LINES)
-        while i < part.rows and not coder.failed:
-            if not coder.reading:
-                start = times[i]
-                length = _longest(times + i, part.rows - i, self.tolerance, &new_slope)
-            length = _sum(1, code_residual(coder, models, mix(key, 1), 0, length - 1))
-            expected = _sum(expected, code_residual(coder, models, mix(key, 2), i == 0, start - expected))
-            if length > 1:
-                slope = _sum(slope, code_residual(coder, models, mix(key, 3), i == 0, new_slope - slope))
-            if (
-                not 1 <= length <= part.rows - i
-                or not -TIME_MAX < expected < TIME_MAX
-                or not 0 <= slope <= SLOPE_MAX
-            ):
-                coder.failed = True
-                return
-            if coder.reading:
-                for j in range(<uint32_t>length):
-                    times[i + j] = _on_line(expected, slope, j)
-            i += <uint32_t>length
-            expected = _on_line(expected, slope, length)
 
     # -- values ----------------------------------------------------------------------------------------------
 
@@ -570,34 +533,6 @@ cdef inline int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
     if rest < 0:
         rest += tick_us
     return time_us - rest + (tick_us if 2 * rest >= tick_us else 0)
-
-
-cdef inline int64_t _sum(int64_t a, int64_t b) noexcept nogil:
-    """Wrapping: what is read may be anything, and is checked behind."""
-    return <int64_t>(<uint64_t>a + <uint64_t>b)
-
-
-cdef inline int64_t _on_line(int64_t start, int64_t slope, int64_t row) noexcept nogil:
-    return start + ((slope * row + (1 << (SLOPE_BITS - 1))) >> SLOPE_BITS)
-
-
-cdef int64_t _longest(const int64_t* times, uint32_t count, int64_t tolerance, int64_t* slope) noexcept nogil:
-    """How many rows one line from the first time on comes within the tolerance of, and how steep it is."""
-    cdef int64_t low = 0, high = SLOPE_MAX, row, from_low, to_high
-    slope[0] = 0
-    for row in range(1, min(<int64_t>count, 1 << 20)):
-        if not 0 <= times[row] - times[0] + tolerance < 1LL << 44:
-            return row
-        # slope * row + 1/2 within the tolerance, whatever is cut off behind the point
-        from_low = ((times[row] - times[0] - tolerance) << SLOPE_BITS) // row + 1 if (
-            times[row] - times[0] > tolerance
-        ) else 0
-        to_high = ((times[row] - times[0] + tolerance) << SLOPE_BITS) // row
-        if max(low, from_low) > min(high, to_high):
-            return row
-        low, high = max(low, from_low), min(high, to_high)
-        slope[0] = low + ((high - low) >> 1)
-    return min(<int64_t>count, 1 << 20)
 
 
 cdef inline bint _can_step(const signal_t* signal) noexcept nogil:

@@ -1,4 +1,10 @@
-"""The slow twin of cy_core/codec for frames, written from docs/formats/block.md: it reads contents without a table."""
+"""The slow twin of cy_core/codec, written from docs/formats/block.md and table.md: it reads what is inside of blocks.
+
+tables: of a table the streams, as in its JSON, and the contexts, as stored.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 from tests.reference.block_twin import crc32c
 
@@ -23,10 +29,15 @@ def mix(key: int, part: int) -> int:
 class Bits:
     """Decisions and the numbers made of them."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, contexts: bytes = b"") -> None:
         self.data, self.at = data, 0
         self.low, self.high, self.code = 0, M32, 0
         self.lines: dict[int, list[list[int]]] = {}
+        for start in range(0, len(contexts), 52):
+            row = contexts[start : start + 52]
+            self.lines[int.from_bytes(row[:4], "little")] = [
+                [int.from_bytes(row[at : at + 2], "little") << 6 | 32, min(row[at + 2], 24)] for at in range(4, 52, 3)
+            ]
         for _ in range(4):
             self._shift_in()
 
@@ -81,20 +92,25 @@ class Bits:
 
 
 class Row:
-    """Bytes of a payload, each a field."""
+    """Fields that are predicted from the rows before."""
 
-    def __init__(self, bits: Bits, key: int, length: int) -> None:
-        self.bits, self.key = bits, key
-        self.last = [bits.value(mix(key, 0xA0000 + i), 8) for i in range(length)]
-        self.moved, self.recent = [0] * length, [0] * length
-        self.errors = [[0, 0, 0] for _ in range(length)]
+    def __init__(self, bits: Bits, key: int, widths: Sequence[int]) -> None:
+        self.bits, self.key, self.widths = bits, key, widths
+        self.last: list[int] | None = None
+        self.moved, self.recent = [0] * len(widths), [0] * len(widths)
+        self.errors = [[0, 0, 0] for _ in widths]
         self.flags = 15
 
-    def next(self) -> bytes:
+    def next(self) -> tuple[list[int], bool]:
+        """The values, and whether all is as predicted."""
+        if self.last is None:
+            self.last = [self.bits.value(mix(self.key, 0xA0000 + i), width) for i, width in enumerate(self.widths)]
+            self.last = [value & (1 << width) - 1 for value, width in zip(self.last, self.widths, strict=True)]
+            return list(self.last), False
         same = self.bits.bit(mix(self.key, 0x20000), self.flags & 15)
         self.flags = self.flags << 1 | same
         neighbour = 0
-        for i, last in enumerate(self.last):
+        for i, (last, width) in enumerate(zip(self.last, self.widths, strict=True)):
             moved = self.moved[i]
             steps = (0, moved, moved >> 1)
             errors = self.errors[i]
@@ -104,24 +120,57 @@ class Row:
                 context = self.recent[i].bit_length() << 3 | choice << 1 | neighbour
                 residual = self.bits.residual(mix(self.key, 0x30000 + i), context)
                 neighbour = int(residual != 0)
-            value = (last + steps[choice] + residual) & 255
+            value = (last + steps[choice] + residual) & (1 << width) - 1
             self.recent[i] = self.recent[i] + 4 * min(abs(residual), 1 << 24) - (self.recent[i] >> 2) & M32
-            now = _signed(value - last)
+            now = signed(value - last, width)
             for k in range(3):
-                size = min(abs(_signed(now - steps[k])), 1 << 24)
+                size = min(abs(signed(now - steps[k], width)), 1 << 24)
                 errors[k] = errors[k] + 16 * size - (errors[k] >> 3) & M32
             self.moved[i], self.last[i] = now, value
-        return bytes(self.last)
+        return list(self.last), bool(same)
 
 
-def _signed(value: int) -> int:
-    return (value + 128) % 256 - 128
+def signed(value: int, width: int) -> int:
+    half = 1 << (width - 1)
+    return (value + half) % (1 << width) - half
+
+
+def follow(rule: Sequence[int], payload: bytes) -> int:
+    """What a checksum should be."""
+    kind, place, shift, width, factor, constant = rule
+    others = bytearray(payload)
+    if width == 8:
+        del others[place]
+    else:
+        others[place] &= 0xF0 >> shift
+    if kind == 1:
+        found = factor * sum(others) + constant
+    elif kind == 2:
+        found = factor * sum((byte & 15) + (byte >> 4) for byte in others) + constant
+    elif kind == 3:
+        found = 0
+        for byte in others:
+            found ^= byte
+        found = (found if width == 8 else found ^ found >> 4) ^ constant
+    else:
+        found = 0
+        for byte in others:
+            found ^= byte
+            for _ in range(8):
+                found = (found << 1 ^ (factor if found & 128 else 0)) & 255
+        found ^= constant
+    return found & (1 << width) - 1
 
 
 class Stream:
     def __init__(self, bus: int, can_id: int, flags: int, length: int, key: int) -> None:
         self.bus, self.can_id, self.flags, self.length, self.key = bus, can_id, flags, length, key
-        self.row: Row | None = None
+        self.fields: list[Sequence[int]] = [(i // 8, 0, i % 8 * 8, 8) for i in range(length)]
+        if can_id & 0x40000000:
+            self.fields = []
+        self.rules: list[Sequence[int]] = []
+        self.has_selector = False
+        self.rows: dict[int | None, Row] = {}
         self.first = self.due = self.period = self.seen = self.recent = 0
         self.follower: Stream | None = None
 
@@ -136,9 +185,80 @@ class Line:
         self.next_frame: tuple[Stream, bytes] | None = None
 
 
-class Reader:
-    def __init__(self, content: bytes) -> None:
-        self.bits = bits = Bits(content)
+class Order:
+    """Who is next on a bus, and how long after."""
+
+    def __init__(self, bits: Bits) -> None:
+        self.bits = bits
+        self.streams: list[Stream] = []
+        self.lines: list[Line] = []
+
+    def known(self, line: Line) -> Stream | None:
+        """The stream that is next on a line; None: one that is described now."""
+        before = line.last.key if line.last else line.key
+        for rank, stream in enumerate(line.queue[:20]):
+            followed = line.last is not None and line.last.follower is stream
+            place = min(rank, 3) << 2 | followed << 1 | (stream.due <= 16 * line.time)
+            if self.bits.bit(mix(mix(stream.key, before), 0x40000), place):
+                return stream
+        number = self.bits.value(mix(before, 0x80000), 16)
+        return None if number == 0xFFFF else self.streams[number]
+
+    def gap(self, line: Line, stream: Stream) -> int:
+        pair = mix(stream.key, line.last.key if line.last else line.key)
+        short = self.bits.bit(mix(pair, 0x50000), line.shorts & 7)
+        line.shorts = line.shorts << 1 | short
+        if short:
+            return self.bits.value(mix(pair, 0x60000), 8)
+        expected = max(0, (stream.due >> 4) - line.time) if stream.seen else 0
+        other = min((each.next_time for each in self.lines if each is not line), default=NEVER) - line.time
+        if 128 <= other < NEVER // 2:
+            place = min(abs(other - expected).bit_length() >> 1, 15)
+            if self.bits.bit(mix(stream.key, 0xF0000), place):
+                return other + self.bits.value(mix(stream.key, 0xF0001), 8)
+        context = stream.recent.bit_length() if stream.seen else 63
+        residual = self.bits.residual(mix(stream.key, 0x70000), context)
+        stream.recent = stream.recent + 4 * min(abs(residual), 1 << 24) - (stream.recent >> 2) & M32
+        return expected + residual
+
+    def take_turn(self, line: Line, stream: Stream, now: int) -> None:
+        queue = line.queue
+        if stream.seen:
+            late = 16 * now - stream.due
+            if not stream.period or stream.seen == 1 or abs(late) > stream.period >> 1:
+                if stream.seen == 1 and not stream.period:
+                    stream.period = 16 * (now - stream.first)
+                stream.due = 16 * now + stream.period
+            else:
+                stream.due += stream.period + (late >> 2)
+                stream.period += late >> 5
+            place = queue.index(stream)
+        else:
+            stream.first, stream.due = now, 16 * now + (stream.period or 1 << 50)
+            place = len(queue)
+            queue.append(stream)
+        while place + 1 < len(queue) and queue[place + 1].due <= stream.due:
+            queue[place] = queue[place + 1]
+            place += 1
+        while place > 0 and queue[place - 1].due > stream.due:
+            queue[place] = queue[place - 1]
+            place -= 1
+        queue[place] = stream
+        stream.seen += 1
+        if line.last:
+            line.last.follower = stream
+        line.last, line.time = stream, now
+        if 16 * now > queue[0].due + 4 * queue[0].period:
+            queue[0].due = 16 * now + (1 << 50)
+            queue.append(queue.pop(0))
+
+
+class Reader(Order):
+    """A block of frames."""
+
+    def __init__(self, content: bytes, streams: Sequence[Sequence[Any]] = (), contexts: bytes = b"") -> None:
+        super().__init__(Bits(content, contexts))
+        bits = self.bits
         self.count = bits.value(mix(HEAD, 1), 20)
         self.unit = bits.value(mix(HEAD, 2), 40)
         base = bits.value(mix(HEAD, 3), 64)
@@ -150,7 +270,16 @@ class Reader:
             self.names.append(bytes(bits.value(mix(mix(HEAD, 7), i << 8 | at), 8) for at in range(size)))
         self.keys = [mix(crc32c(name), HEAD) for name in self.names]
         self.lines = [Line(key, bits.value(mix(HEAD, 8), 20)) for key in (self.keys[:1] if one_line else self.keys)]
-        self.streams: list[Stream] = []
+        for bus, can_id, flags, length, period_us, has_selector, fields, rules in streams:
+            if bus.encode() in self.names:
+                number = self.names.index(bus.encode())
+                stream = Stream(number, can_id, flags, length, self._key(number, can_id, flags, length))
+                stream.fields, stream.rules, stream.has_selector = list(fields), list(rules), has_selector
+                stream.period = 16 * period_us // self.unit
+                self.streams.append(stream)
+
+    def _key(self, bus: int, can_id: int, flags: int, length: int) -> int:
+        return mix(mix(self.keys[bus], can_id), flags << 8 | length)
 
     def frames(self) -> list[tuple[int, int, int, int, bytes]]:
         """As Frames gives them."""
@@ -184,78 +313,39 @@ class Reader:
             return
         line.to_come -= 1
         stream = self._who(line)
-        now = line.time + self._gap(line, stream)
+        now = line.time + self.gap(line, stream)
         line.next_time, line.next_frame = now, (stream, self._payload(stream))
-        self._take_turn(line, stream, now)
+        self.take_turn(line, stream, now)
 
     def _who(self, line: Line) -> Stream:
-        before = line.last.key if line.last else line.key
-        for rank, stream in enumerate(line.queue[:20]):
-            followed = line.last is not None and line.last.follower is stream
-            place = min(rank, 3) << 2 | followed << 1 | (stream.due <= 16 * line.time)
-            if self.bits.bit(mix(mix(stream.key, before), 0x40000), place):
-                return stream
-        number = self.bits.value(mix(before, 0x80000), 16)
-        if number != 0xFFFF:
-            return self.streams[number]
+        known = self.known(line)
+        if known is not None:
+            return known
         can_id, flags, length = (self.bits.value(mix(0xE0000, i), width) for i, width in ((1, 32), (2, 8), (3, 8)))
         bus = self.bits.value(mix(0xE0000, 4), 8) if len(self.lines) == 1 else self.lines.index(line)
-        key = mix(mix(self.keys[bus], can_id), flags << 8 | length)
-        self.streams.append(Stream(bus, can_id, flags, length, key))
+        self.streams.append(Stream(bus, can_id, flags, length, self._key(bus, can_id, flags, length)))
         return self.streams[-1]
 
-    def _gap(self, line: Line, stream: Stream) -> int:
-        pair = mix(stream.key, line.last.key if line.last else line.key)
-        short = self.bits.bit(mix(pair, 0x50000), line.shorts & 7)
-        line.shorts = line.shorts << 1 | short
-        if short:
-            return self.bits.value(mix(pair, 0x60000), 8)
-        expected = max(0, (stream.due >> 4) - line.time) if stream.seen else 0
-        other = min((each.next_time for each in self.lines if each is not line), default=NEVER) - line.time
-        if 128 <= other < NEVER // 2:
-            place = min(abs(other - expected).bit_length() >> 1, 15)
-            if self.bits.bit(mix(stream.key, 0xF0000), place):
-                return other + self.bits.value(mix(stream.key, 0xF0001), 8)
-        context = stream.recent.bit_length() if stream.seen else 63
-        residual = self.bits.residual(mix(stream.key, 0x70000), context)
-        stream.recent = stream.recent + 4 * min(abs(residual), 1 << 24) - (stream.recent >> 2) & M32
-        return expected + residual
-
     def _payload(self, stream: Stream) -> bytes:
-        if stream.can_id & 0x40000000 or not stream.length:
+        if not stream.fields and not stream.rules:
             return b""
-        if stream.row is None:
-            stream.row = Row(self.bits, stream.key, stream.length)
-            return bytes(stream.row.last)
-        return stream.row.next()
-
-    def _take_turn(self, line: Line, stream: Stream, now: int) -> None:
-        queue = line.queue
-        if stream.seen:
-            late = 16 * now - stream.due
-            if not stream.period or stream.seen == 1 or abs(late) > stream.period >> 1:
-                if stream.seen == 1 and not stream.period:
-                    stream.period = 16 * (now - stream.first)
-                stream.due = 16 * now + stream.period
-            else:
-                stream.due += stream.period + (late >> 2)
-                stream.period += late >> 5
-            place = queue.index(stream)
+        if stream.has_selector:
+            key = mix(stream.key, 0xC0000)
+            [first], _ = self._row(stream, None, key, stream.fields[:1])
+            values, same = self._row(stream, first, mix(key, 1 + first), stream.fields[1:])
+            values = [first, *values]
         else:
-            stream.first, stream.due = now, 16 * now + (1 << 50)
-            place = len(queue)
-            queue.append(stream)
-        while place + 1 < len(queue) and queue[place + 1].due <= stream.due:
-            queue[place] = queue[place + 1]
-            place += 1
-        while place > 0 and queue[place - 1].due > stream.due:
-            queue[place] = queue[place - 1]
-            place -= 1
-        queue[place] = stream
-        stream.seen += 1
-        if line.last:
-            line.last.follower = stream
-        line.last, line.time = stream, now
-        if 16 * now > queue[0].due + 4 * queue[0].period:
-            queue[0].due = 16 * now + (1 << 50)
-            queue.append(queue.pop(0))
+            values, same = self._row(stream, None, stream.key, stream.fields)
+        words = [0] * 8
+        for value, (word, big_endian, shift, _) in zip(values, stream.fields, strict=True):
+            bits = value << shift
+            words[word] |= int.from_bytes(bits.to_bytes(8, "little"), "big") if big_endian else bits
+        payload = bytearray(b"".join(word.to_bytes(8, "little") for word in words)[: stream.length])
+        for i, rule in enumerate(stream.rules):
+            residual = 0 if same else self.bits.residual(mix(stream.key, 0xB0000 + i), 0)
+            payload[rule[1]] |= (follow(rule, payload) + residual & (1 << rule[3]) - 1) << rule[2]
+        return bytes(payload)
+
+    def _row(self, stream: Stream, number: int | None, key: int, fields: list[Sequence[int]]) -> tuple[list[int], bool]:
+        row = stream.rows.setdefault(number, Row(self.bits, key, [field[3] for field in fields]))
+        return row.next()

@@ -1,0 +1,3 @@
+from cy_core.columns import Columns
+
+def join(columns: Columns) -> Columns: ...
