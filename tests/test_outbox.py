@@ -384,6 +384,34 @@ def test_the_torn_end_of_a_log_is_no_damage(tmp_path):
         assert not outbox.ledger()
 
 
+def test_what_an_older_log_has_left_behind_a_torn_end_is_no_damage_either(tmp_path):
+    """The first frame of the last transaction is lost, the others are there; where it was, lies an old commit."""
+    log, database = tmp_path / "outbox" / "outbox.db-wal", tmp_path / "outbox" / "outbox.db"
+    with Outbox(tmp_path / "outbox") as outbox:
+        before = outbox.id
+        for n in range(1, 1000):
+            kept, old = database.read_bytes(), log.read_bytes()
+            outbox.append([new(b"%d" % n + bytes(n % 7 * 900))])
+            now = log.read_bytes()
+            at = next((at for at in range(32, len(old), 4120) if old[at : at + 4120] != now[at : at + 4120]), None)
+            if (
+                n > 100
+                and at
+                and at > 32
+                and any(old[at + 4 : at + 8])
+                and old[at + 8 : at + 16] != now[at + 8 : at + 16]
+            ):
+                break
+        else:
+            pytest.fail("the log never began again")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "outbox.db").write_bytes(kept)
+    (tmp_path / "copy" / "outbox.db-wal").write_bytes(now[:at] + old[at : at + 4120] + now[at + 4120 :])
+    with Outbox(tmp_path / "copy") as outbox:
+        assert outbox.id == before
+        assert sorted(drain(outbox)) == list(range(1, n))
+
+
 def test_a_log_whose_database_is_gone_does_not_keep_an_outbox_from_beginning_anew(tmp_path):
     before = _stopped(tmp_path / "outbox", tmp_path / "copy", [b"1", b"2"])
     (tmp_path / "copy" / "outbox.db").unlink()

@@ -11,7 +11,7 @@ room. Schema and files: docs/formats/outbox.md.
 
     outbox.py    Outbox: what the modules call          records.py   records, the Store protocol, checksums
     database.py  the SQLite file: schema, statements    salvage.py   making, checking and mending that file
-    files.py     names, lock and ballast in the directory
+    files.py     names, lock, ballast in the folder     log.py       mending a damaged write-ahead log
 """
 
 from edge.outbox.files import BALLAST_BYTES

@@ -6,8 +6,9 @@
                   ── mend: every checksum is made anew, up to the last commit; what is wrong inside, a salvage finds
 
 A commit is flushed before the next transaction writes, so a power cut can only tear what is behind the last commit but
-one. Damage to the last transaction alone looks like that, and cannot be told from it. Frames and checksums:
-https://sqlite.org/fileformat2.html#the_write_ahead_log
+one. Damage to the last transaction alone looks like that, and cannot be told from it. The other way round, a flush that
+failed leaves a commit that counts for nothing: if the power is cut while it is overwritten, the log may be mended and
+salvaged without need. Frames and checksums: https://sqlite.org/fileformat2.html#the_write_ahead_log
 """
 
 import os
@@ -35,18 +36,37 @@ def is_damaged(database: Path, log: Path) -> bool:
         readable, _ = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
     heads = list(_heads(log))
     salts = _salts(log, heads)
-    behind = [
-        head for index, head in enumerate(heads) if index == readable or (index > readable and head[2:4] == salts)
-    ]
-    return any(pages for _, pages, *_ in behind[:-1])
+    ours = [head for head in heads[max(readable, 0) :] if head[2:4] == salts]  # the others are of before a restart
+    return any(pages for _, pages, *_ in ours[:-1])
 
 
 def mend(log: Path) -> None:
-    """Make all checksums right up to the last commit, durably. Raises OSError."""
+    """Make all checksums right up to the last commit that was flushed, durably. Raises OSError."""
     heads = list(_heads(log))
     salts = _salts(log, heads)
-    last = max((index for index, head in enumerate(heads) if head[0] and head[1] and head[2:4] == salts), default=-1)
-    write_durably(log, _mended(log, heads[: last + 1], salts))
+    ours = [index for index, head in enumerate(heads) if head[2:4] == salts]
+    commits = [index for index in ours if heads[index][1]]
+    if commits[-1] == ours[-1] and not _is_whole(log, heads, range(commits[-2] + 1, commits[-1] + 1), salts):
+        commits.pop()  # torn, or damaged: it cannot be told
+    write_durably(log, _mended(log, heads[: commits[-1] + 1], salts))
+
+
+def _is_whole(log: Path, heads: list[tuple[int, ...]], frames: range, salts: tuple[int, ...]) -> bool:
+    """Whether each frame's checksum follows from that of the frame before; which itself may be what is damaged."""
+    before = frames[0] - 1
+    sums = [heads[before][4:6], _sums(log, before, heads[before - 1][4:6])] if before > 0 else [heads[before][4:6]]
+    for index in frames:
+        if heads[index][2:4] != salts or heads[index][4:6] not in [_sums(log, index, one) for one in sums]:
+            return False
+        sums = [heads[index][4:6]]
+    return True
+
+
+def _sums(log: Path, index: int, before: tuple[int, ...]) -> tuple[int, int]:
+    with log.open("rb") as file:
+        file.seek(HEADER.size + index * FRAME_BYTES)
+        head, page = file.read(FRAME.size), file.read(PAGE_BYTES)
+    return _checksum(page, *_checksum(head[:8], before[0], before[1]))
 
 
 def _salts(log: Path, heads: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -73,8 +93,9 @@ def _mended(log: Path, heads: list[tuple[int, ...]], salts: tuple[int, ...]) -> 
     sums = _checksum(start, 0, 0)
     yield start + struct.pack(">2I", *sums)
     with log.open("rb") as file:
+        longest = max(head[1] for head in heads if head[2:4] == salts)
         for index, (number, pages, *_) in enumerate(heads):
-            if number == 0:  # it would end the log again
+            if not 0 < number <= longest:  # it is damaged, and would end the log again
                 continue
             file.seek(HEADER.size + index * FRAME_BYTES + FRAME.size)
             page = file.read(PAGE_BYTES)

@@ -24,7 +24,6 @@ import apsw
 
 from edge.errors import OutboxError
 from edge.outbox import database
-from edge.outbox import log as wal
 from edge.outbox.database import CORRUPT
 from edge.outbox.files import Files, try_lock
 from edge.outbox.records import PAGE_BYTES, record_of
@@ -116,8 +115,12 @@ def _draft(files: Files, outbox: bytes, quota_bytes: int) -> apsw.Connection:
 
 def _log_was_damaged(files: Files) -> bool:
     """What is behind the damage is made readable; what the damage has changed is for the salvage to find."""
+    if not files.log.exists():
+        return False
+    from edge.outbox import log as wal  # needed after an unclean stop alone
+
     try:
-        if not files.log.exists() or not wal.is_damaged(files.database, files.log):
+        if not wal.is_damaged(files.database, files.log):
             return False
     except CORRUPT:
         return False  # it is not for the log

@@ -88,11 +88,11 @@ def deleted(stopped: Stopped, name: str, chance: random.Random) -> Files:
 Damage = Callable[[Stopped, str, random.Random], Files]
 DAMAGES: list[tuple[Damage, str, str]] = [  # what, to which file, and which claims hold all the same
     (flip, DATABASE, "abcdf"),
-    (flip, LOG, "abcdf"),
+    (flip, LOG, "abdf"),
     (zero, DATABASE, "abcdf"),
     (swap, DATABASE, "abcdf"),
-    (zero, LOG, "abcdf"),
-    (swap, LOG, "abcdf"),
+    (zero, LOG, "abdf"),
+    (swap, LOG, "abdf"),
     (old_page, DATABASE, "df"),
     (cut_short, DATABASE, "df"),
     (cut_short, LOG, "df"),
