@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease socketcan
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long
+.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long socketcan arm64 containers
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
