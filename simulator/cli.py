@@ -28,6 +28,7 @@ STATE = click.option(
 @click.option("--address", help="Loopback address of the hub; without it a free one is taken.")
 @click.option("--device-id", default="simulated-vehicle", show_default=True)
 @click.option("--restart-scale", type=click.FloatRange(0), default=1, show_default=True, help="Of restart delays.")
+@click.option("--containers", is_flag=True, help="Modules as containers, as createOptions say, instead of processes.")
 def simulate(
     files: tuple[Path, ...],
     state: Path,
@@ -41,6 +42,7 @@ def simulate(
     address: str | None,
     device_id: str,
     restart_scale: float,
+    containers: bool,
 ) -> None:
     """IoT Edge and IoT Hub for one device, offline, until Ctrl-C.
 
@@ -78,6 +80,7 @@ def simulate(
         speed=speed,
         seconds=seconds,
         restart_scale=restart_scale,
+        in_containers=containers,
     )
     if not simulator.run(content, ", ".join(map(str, files)), settings, click.echo):
         sys.exit(FINDING)

@@ -52,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True):
     speed: float = 1.0
     seconds: float | None = None
     restart_scale: float = 1.0
+    in_containers: bool = False
 
 
 def load(files: Sequence[Path]) -> dict[str, Any]:
@@ -107,6 +108,7 @@ class Simulation:
             device_id=settings.device_id,
             restart_scale=settings.restart_scale,
             on_line=self._on_line,
+            in_containers=settings.in_containers,
         )
         self._device.hub.on_message = self._on_message
         self._states: dict[str, str] = {}
