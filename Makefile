@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease socketcan
 .PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long
 .PHONY: demo test lint bench callgrind fuzz offline-month build clean node fleet-spark prerelease
+.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long socketcan arm64 containers
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -48,12 +49,22 @@ build: $(READY)
 
 # Debian packages that a target needs: installed where this may be done, else the target says what is missing.
 APT = test "$$(id -u)" != 0 || dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-  apt-get install -y -qq --no-install-recommends $(1) >/dev/null; } || true
+  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $(1) >/dev/null; } || true
 
 # The collector on real SocketCAN, in user-mode-linux.
 socketcan: $(READY)
 	@$(call APT,user-mode-linux kmod iproute2 can-utils)
 	$(BIN)/python -m tests.uml build/uml
+
+# The kernels for arm64, tested on an emulated processor.
+arm64: $(READY)
+	@$(call APT,mmdebstrap qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+	tests/arm64/run build/arm64 $(BIN)/python
+
+# The images of both modules, built and run as locked-down containers in a Docker engine of our own.
+containers: $(READY)
+	@$(call APT,docker.io cgroupfs-mount mmdebstrap)
+	$(BIN)/python -m tests.containers build/docker
 
 # The device SDK's pre-release, which needs paho 2, against the simulator; the project itself stays on 2.14.
 prerelease: $(READY)

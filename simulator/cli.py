@@ -29,6 +29,7 @@ STATE = click.option(
 @click.option("--device-id", default="simulated-vehicle", show_default=True)
 @click.option("--restart-scale", type=click.FloatRange(0), default=1, show_default=True, help="Of restart delays.")
 @click.option("--faults", type=FILE, help="A schedule of what goes wrong (see docs/simulator.md).")
+@click.option("--containers", is_flag=True, help="Modules as containers, as createOptions say, instead of processes.")
 def simulate(
     files: tuple[Path, ...],
     state: Path,
@@ -43,6 +44,7 @@ def simulate(
     device_id: str,
     restart_scale: float,
     faults: Path | None,
+    containers: bool,
 ) -> None:
     """IoT Edge and IoT Hub for one device, offline, until Ctrl-C.
 
@@ -82,6 +84,7 @@ def simulate(
         seconds=seconds,
         restart_scale=restart_scale,
         faults=switchboard.load(faults) if faults else None,
+        in_containers=containers,
     )
     if not simulator.run(content, ", ".join(map(str, files)), settings, click.echo):
         sys.exit(FINDING)

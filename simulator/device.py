@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edge.errors import InputError
-from simulator import certificates, http
+from simulator import certificates, containers, http
 from simulator.binds import Binds
 from simulator.certificates import Authority
 from simulator.deployment import create_options, module_of_image, modules_content
@@ -90,6 +90,7 @@ class EdgeDevice:
     address: a loopback address on which port 8883 is free (None: find one). restart_scale shortens edgeAgent's
     waiting times; 1 is as on a vehicle. on_line gets each line that a module writes, with the module's name. A
     manifest whose images are not built here still gives identities: only start_modules needs the images.
+    in_containers: modules run under Docker (simulator/containers.py) instead of as processes.
     Raises InputError: the manifest is wrong.
     """
 
@@ -103,14 +104,16 @@ class EdgeDevice:
         device_id: str = "simulated-vehicle",
         restart_scale: float = 1.0,
         on_line: Callable[[str, bytes], None] | None = None,
+        in_containers: bool = False,
     ) -> None:
+        self._in_containers = in_containers
         self._content = modules_content(manifest, Path("manifest"))
         self._state = state.absolute()
         self._root = modules_root.absolute()
         self._scale = restart_scale
         self._on_line = on_line
         self.device_id = device_id
-        self.address = address or free_address()
+        self.address = address or (containers.hub_address() if in_containers else free_address())
         state.mkdir(parents=True, exist_ok=True)
         sweep(RUNTIME_FOLDER)
         self._secret_bytes = self._secret()
@@ -286,7 +289,8 @@ class EdgeDevice:
         try:
             binds = object_of(create_options(settings), "HostConfig").get("Binds") or []
             own = {key: _env_text(entry["value"]) for key, entry in object_of(definition, "env").items()}
-            environment = self._binds.rewrite(own, binds)
+            rewritten = self._binds.rewrite(own, binds)
+            environment = own if self._in_containers else rewritten
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(place, f"env, createOptions or Binds are wrong ({error})", "see bordnetz check") from error
         folder = module_of_image(self._root, str(settings.get("image")))
@@ -322,15 +326,29 @@ class EdgeDevice:
         module.state = state
         self.hub.tell()
 
+    def _command(self, module: Module) -> list[str]:
+        if not self._in_containers:
+            return [sys.executable, "-m", f"modules.{module.folder}.main"]
+        settings = object_of(module.definition, "settings")
+        options = create_options(settings)
+        containers.remove(self._container(module))
+        containers.give_folders(options, self.host_path)
+        return containers.command(
+            self._container(module), module.name, settings, options, module.environment, self._socket(module.name),
+            self.host_path,
+        )  # fmt: skip
+
+    def _container(self, module: Module) -> str:
+        """Its container's name: the same at every start with this state."""
+        return f"{self._sockets().name.rpartition('-')[0]}-{module.name}"
+
     async def _run(self, module: Module) -> None:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("IOTEDGE_", "BORDNETZ_"))}
         # A pipe of our own: with asyncio's, the end of a process is not seen while a child of it holds the pipe open.
         reading, writing = os.pipe()
         try:
             module.process = process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                f"modules.{module.folder}.main",
+                *await asyncio.to_thread(self._command, module),
                 cwd=self._root,
                 env={**inherited, **module.environment},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -357,6 +375,8 @@ class EdgeDevice:
             stopping.cancel()
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what the module has left behind
+            if self._in_containers:
+                await asyncio.to_thread(containers.remove, self._container(module))
             await asyncio.wait([output], timeout=LOG_SECONDS)
             output.cancel()
         log.info("module %s ended with %s", module.name, module.exit_code)

@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True):
     seconds: float | None = None
     restart_scale: float = 1.0
     faults: Schedule | None = None
+    in_containers: bool = False
 
 
 def load(files: Sequence[Path]) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class Simulation:
             device_id=settings.device_id,
             restart_scale=settings.restart_scale,
             on_line=self._on_line,
+            in_containers=settings.in_containers,
         )
         self._device.hub.on_message = self._on_message
         self._switches = Switchboard(self._device)

@@ -88,8 +88,8 @@ def record(folder: Path, out: Path, seed: int, steps: int, control: str) -> None
     for path, size in ((before, DISK_BYTES), (log, LOG_BYTES)):
         path.touch()
         os.truncate(path, size)
-    _call("mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", str(before))
-    _call("cp", "--sparse=always", str(before), str(disk))
+    call("mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", str(before))
+    call("cp", "--sparse=always", str(before), str(disk))
     arguments = ["/mnt/outbox", str(out / "history"), "--seed", str(seed), "--steps", str(steps)]
     victim = " ".join([sys.executable, "-m", "tests.crash.blocks", *arguments, "--control", control or "''"])
     script = RECORD.format(sectors=DISK_BYTES // SECTOR, victim=victim)
@@ -120,7 +120,7 @@ def _try(folder: Path, seed: int, worker: int, states: int, control: str) -> tup
     log, told = list(entries(folder / "log.img")), (folder / "history").read_bytes()
     cuts = sorted(chance.choices(range(len(log) + 1), k=states))
     base = folder / f"base-{worker}.img"
-    _call("cp", "--sparse=always", str(folder / "before.img"), str(base))
+    call("cp", "--sparse=always", str(folder / "before.img"), str(base))
     losses, tried, known, pending, at = list[str](), 0, 0, list[Entry](), 0
     with base.open("r+b", buffering=0) as disk:
         for cut in cuts:
@@ -163,7 +163,7 @@ def _survivors(pending: list[Entry], way: str, chance: random.Random) -> Iterato
 
 def _examine(folder: Path, worker: int, base: Path, tail: list[Entry], history: list[Event]) -> list[str]:
     image, place, told = folder / f"state-{worker}.img", folder / f"mount-{worker}", Memory(history)
-    _call("cp", "--sparse=auto", str(base), str(image))
+    call("cp", "--sparse=auto", str(base), str(image))
     with image.open("r+b", buffering=0) as disk:
         _write(disk.fileno(), tail)
     told.fault("power cut")
@@ -186,11 +186,11 @@ def _write(disk: int, entries: list[Entry]) -> None:
 @contextmanager
 def _mounted(image: Path, place: Path) -> Iterator[None]:
     place.mkdir(exist_ok=True)
-    _call("mount", "-t", "ext4", "-o", "loop", str(image), str(place))
+    call("mount", "-t", "ext4", "-o", "loop", str(image), str(place))
     try:
         yield
     finally:
-        _call("umount", "-l", str(place))
+        call("umount", "-l", str(place))
 
 
 def _unmountable() -> str:
@@ -200,14 +200,14 @@ def _unmountable() -> str:
         image.touch()
         os.truncate(image, 8 << 20)
         try:
-            _call("mkfs.ext4", "-q", "-F", str(image))
+            call("mkfs.ext4", "-q", "-F", str(image))
             with _mounted(image, folder / "mount"):
                 return ""
         except (OSError, subprocess.CalledProcessError):
             return "an ext4 image cannot be mounted here: run it as root, where the kernel has loop devices"
 
 
-def _call(*command: str) -> None:
+def call(*command: str) -> None:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PATH": path})
 
