@@ -29,7 +29,7 @@ FUZZ_SECONDS ?= 10
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# Thirty days without a network in scaled time: half a gigabyte of quota; a few minutes.
+# Thirty days without a network in scaled time: a quota of 256 MiB that is used up; some minutes.
 offline-month: $(READY)
 	$(BIN)/python -m tests.offline_month
 

@@ -13,6 +13,7 @@ where the path is `field` or `field/entry` (twins do not allow dots in names).
 import asyncio
 import hashlib
 import logging
+import random
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSED = 32
 MAX_REASON_CHARACTERS = 300
-MIN_REPORT_SECONDS = 1.0
+MIN_REPORT_SECONDS, MAX_REPORT_SECONDS = 1.0, 60.0
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -155,7 +156,8 @@ class Twin(Generic[S]):
         self._wake.set()
 
     async def run(self, cloud: Cloud) -> None:
-        """Send what is to be reported, one patch at a time, until cancelled."""
+        """Send what is to be reported, one patch at a time, until cancelled; after a refusal less and less often."""
+        delay = MIN_REPORT_SECONDS
         while True:
             await self._wake.wait()
             await cloud.wait_connected()
@@ -163,13 +165,15 @@ class Twin(Generic[S]):
             patch, self._pending = self._pending, {}
             try:
                 await cloud.report(patch)
+                delay = MIN_REPORT_SECONDS
             except MessageRejected as error:
                 log.warning("the cloud does not take the reported properties: %s", error)
             except CloudError as error:
                 log.debug("not reported yet: %s", error)
                 self._pending = _merge(patch, self._pending)
                 self._wake.set()
-            await asyncio.sleep(MIN_REPORT_SECONDS)
+                delay = min(2 * delay, MAX_REPORT_SECONDS)
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0) if delay > MIN_REPORT_SECONDS else delay)
 
 
 def _refuse(refused: dict[str, str], where: str, reason: str) -> None:

@@ -77,6 +77,7 @@ class Module:
         own = {
             "inFlight": self._uplink.in_flight,
             "window": self._uplink.window,
+            "throttled": self._uplink.is_throttled,
             "problem": self._uplink.problem or self.hub.problem,
             "connected": self.hub.connected,
             "metered": self._uplink.metered,
