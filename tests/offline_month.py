@@ -107,7 +107,7 @@ class Hub:
     def __init__(self) -> None:
         self.arrived: list[tuple[int, Item, int]] = []  # sequence, what it is, priority
         self.evictions: set[Eviction] = set()
-        self.marks: list[tuple[float, int]] = []  # seconds, and bytes since the start
+        self.marks: list[tuple[float, int]] = []  # CPU seconds of this process, and bytes since the start
         self.bytes = 0
 
     async def wait_connected(self) -> None:
@@ -119,7 +119,7 @@ class Hub:
         for record in envelope.records:
             self.arrived.append((record.sequence, Item(record.stream, digest_of(record.body)), record.priority))
         self.bytes += len(body)
-        self.marks.append((time.perf_counter(), self.bytes))
+        self.marks.append((time.process_time(), self.bytes))
 
 
 def digest_of(body: bytes) -> bytes:
@@ -234,7 +234,7 @@ class Month:
         assert sum(last - first + 1 for first, last in audit.explained) == len(self.model.gone)
 
     def figures(self, uplink: Uplink) -> dict[str, Any]:
-        """drain_ratio: the slowest tenth of the backlog (in bytes a second) by the median of the tenths."""
+        """drain_ratio: the slowest tenth of the backlog (in bytes a second of CPU) by the median."""
         tenths, marks = [], self.hub.marks
         edges = [marks[i * (len(marks) - 1) // 10] for i in range(11)]
         for (began, first), (ended, last) in itertools.pairwise(edges):
@@ -247,7 +247,7 @@ class Month:
             "least_full_when_evicting": self.least_full,
             "drained_mb": self.hub.bytes / 1e6,
             "fill": uplink.sent.bytes / (4096 * uplink.sent.units),
-            "drain_mb_per_s": statistics.median(tenths),
+            "drain_mb_per_cpu_s": statistics.median(tenths),
             "drain_ratio": min(tenths) / statistics.median(tenths),
         }
 

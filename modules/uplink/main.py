@@ -104,7 +104,7 @@ def is_metered() -> bool:
 
 
 async def run(stop: asyncio.Event) -> None:
-    folder, outbox = module.open_outbox()
+    folder, outbox = module.open_outbox("uplink")
     with outbox, ThreadPoolExecutor(1, "outbox") as executor:
         await Module(folder, outbox, executor).run(stop)
 
