@@ -5,7 +5,6 @@ D1 to D16 are what azure-iot-device 2.14 does when it is left to itself.
 
 import asyncio
 import base64
-import itertools
 import json
 import logging
 import os
@@ -28,11 +27,11 @@ from edge.log import Formatter, RateLimit
 from edge.message import MAX_MESSAGE_BYTES, unpack
 from edge.outbox import NewRecord, Outbox
 from simulator import certificates
+from simulator.device import free_address
 from simulator.faults import FaultyHub
 from simulator.workload import Workload
 
 KEY = b"the module's key"
-ADDRESSES = itertools.count(20)
 PROPERTIES = {"$.ct": "application/x-protobuf"}
 
 
@@ -41,7 +40,7 @@ class Edge:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.address = f"127.0.0.{next(ADDRESSES)}"
+        self.address = free_address()
         self.ca, self.certificate, self.key = certificates.make(folder, self.address, [])
         self.hub = self._new_hub()
         self.workload = Workload("uplink", KEY, self.ca.read_text())
