@@ -37,6 +37,7 @@ crash crash-long: $(READY)
 	$(BIN)/python -m tests.crash --$(if $(filter %-long,$@),long,short) $(if $(SEED),--seed $(SEED))
 # Thirty days without a network in scaled time: half a gigabyte of quota, a step a minute, about ten minutes.
 # Thirty days without a network in scaled time: half a gigabyte of quota; a few minutes.
+# Thirty days without a network in scaled time: a quota of 256 MiB that is used up; some minutes.
 offline-month: $(READY)
 	$(BIN)/python -m tests.offline_month
 

@@ -51,6 +51,7 @@ class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     one counts; `/` is taken for `.`, because names in a twin must not have dots.
 
     priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
+    ttl_s: what was not sent after so long goes, 0: never.
     when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
     time it is true is an event: frames from before_s before to after_s behind it, again at the earliest cooldown_s
     later, at most max_events_per_day by UTC.
@@ -66,6 +67,7 @@ class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: datetime | None = None
     end: datetime | None = None
     latency_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None = None
+    ttl_s: Annotated[int, msgspec.Meta(ge=0, le=10 * 365 * 86_400)] = 0
 
 
 Rule = tuple[str, float, int, int, int, tuple[int, ...], bool]  # as cy_core.reduce.Reducer takes it

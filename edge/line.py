@@ -326,7 +326,8 @@ class Line:
         stream.tally.blocks += 1
         stream.tally.bytes += len(body)
         stream.first, stream.missing, stream.counters = covers, 0, Counters()
-        return NewRecord(stream.selection.priority, stream.selection.stream, self._manifest, body)
+        of = stream.selection
+        return NewRecord(of.priority, of.stream, self._manifest, body, of.campaign.ttl_s)
 
     def _decode(self, batch: Batch, start: int, end: int) -> Columns:
         """Frames start..end-1; the batch itself only once, for all streams."""

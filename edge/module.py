@@ -5,6 +5,7 @@ Exit: 0 stopped by SIGTERM or SIGINT, 1 to be restarted by the runtime, 2 starte
 
 import asyncio
 import ctypes
+import fcntl
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from edge.outbox import DEFAULT_QUOTA_BYTES, Outbox
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+CLAIM_SECONDS = 5.0
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # <malloc.h>
 LARGE_BYTES = 32 * 1024
 
@@ -43,14 +45,43 @@ def from_environment(name: str, what: str) -> str:
     return value
 
 
-def open_outbox() -> tuple[Path, Outbox]:
-    """The outbox named by BORDNETZ_OUTBOX and BORDNETZ_OUTBOX_BYTES, and its folder."""
+def open_outbox(module: str) -> tuple[Path, Outbox]:
+    """The outbox named by BORDNETZ_OUTBOX and BORDNETZ_OUTBOX_BYTES, and its folder.
+
+    Raises InputError: it cannot be used, or another process is the same module of it already.
+    """
     folder = Path(from_environment("BORDNETZ_OUTBOX", "the outbox directory"))
     try:
         quota_bytes = int(os.environ.get("BORDNETZ_OUTBOX_BYTES") or DEFAULT_QUOTA_BYTES)
     except ValueError as error:
         raise InputError("BORDNETZ_OUTBOX_BYTES", "is not a number", "give bytes, as in 536870912") from error
-    return folder, Outbox(folder, quota_bytes)
+    outbox = Outbox(folder, quota_bytes)
+    try:
+        _claim(folder, module)
+    except BaseException:
+        outbox.close()
+        raise
+    return folder, outbox
+
+
+def _claim(folder: Path, module: str) -> None:
+    """For the life of this process; who is replaced has a while to end. A full disk keeps no module from work."""
+    try:
+        file = os.open(folder / f"{module}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        log.warning("%s: cannot tell whether another %s is at work (%s)", folder, module, error.strerror)
+        return
+    deadline = time.monotonic() + CLAIM_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                problem = f"is in use by another {module}"
+                raise InputError(folder, problem, "stop that one, or give this one a directory of its own") from error
+            time.sleep(0.1)
+        else:
+            return
 
 
 async def report_changes(

@@ -13,6 +13,7 @@ where the path is `field` or `field/entry` (twins do not allow dots in names).
 import asyncio
 import hashlib
 import logging
+import random
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSED = 32
 MAX_REASON_CHARACTERS = 300
-MIN_REPORT_SECONDS = 1.0
+MIN_REPORT_SECONDS, MAX_REPORT_SECONDS = 1.0, 60.0
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -76,16 +77,21 @@ class Twin(Generic[S]):
         return {"hash": self._kept.hash, "version": self._kept.version, "refused": dict(self._kept.refused)}
 
     def update(self, document: dict[str, Any]) -> None:
-        """Take the whole twin, {"desired": {...}, "reported": {...}}, as it came from the cloud."""
-        desired = {name: value for name, value in (document.get("desired") or {}).items() if not name.startswith("$")}
-        version = (document.get("desired") or {}).get("$version")
+        """Take the whole twin, {"desired": {...}, "reported": {...}}, as it came; nonsense changes nothing."""
+        section = _part(document, "desired")
+        if section is None:
+            log.warning("the hub gave a twin without desired properties: the settings stay as they are")
+            return
+        desired = {name: value for name, value in section.items() if not name.startswith("$")}
+        version = section.get("$version")
+        version = version if isinstance(version, int) else None
         digest = hashlib.sha256(msgspec.json.encode(desired, order="deterministic")).hexdigest()[:16]
         if digest != self._kept.hash:
             self._change(desired, digest, version)
         elif version != self._kept.version:
             self._kept.version = version
             _save(self._path, self._kept)
-        self._report_settings(document.get("reported") or {})
+        self._report_settings(_part(document, "reported") or {})
 
     def _change(self, desired: dict[str, Any], digest: str, version: int | None) -> None:
         refused: dict[str, str] = {}
@@ -144,9 +150,9 @@ class Twin(Generic[S]):
 
     def _report_settings(self, reported: dict[str, Any]) -> None:
         """Report the settings if the cloud does not know them so; entries that went are deleted by null."""
-        known = reported.get("settings") or {}
+        known = _part(reported, "settings") or {}
         if known != self.state:
-            stale = dict.fromkeys(known.get("refused") or {}, None)
+            stale = dict.fromkeys(_part(known, "refused") or {}, None)
             self.report({"settings": {**self.state, "refused": {**stale, **self._kept.refused}}})
 
     def report(self, patch: dict[str, Any]) -> None:
@@ -155,7 +161,8 @@ class Twin(Generic[S]):
         self._wake.set()
 
     async def run(self, cloud: Cloud) -> None:
-        """Send what is to be reported, one patch at a time, until cancelled."""
+        """Send what is to be reported, one patch at a time, until cancelled; after a refusal less and less often."""
+        delay = MIN_REPORT_SECONDS
         while True:
             await self._wake.wait()
             await cloud.wait_connected()
@@ -163,13 +170,21 @@ class Twin(Generic[S]):
             patch, self._pending = self._pending, {}
             try:
                 await cloud.report(patch)
+                delay = MIN_REPORT_SECONDS
             except MessageRejected as error:
                 log.warning("the cloud does not take the reported properties: %s", error)
             except CloudError as error:
                 log.debug("not reported yet: %s", error)
                 self._pending = _merge(patch, self._pending)
                 self._wake.set()
-            await asyncio.sleep(MIN_REPORT_SECONDS)
+                delay = min(2 * delay, MAX_REPORT_SECONDS)
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0) if delay > MIN_REPORT_SECONDS else delay)
+
+
+def _part(document: Any, name: str) -> dict[str, Any] | None:
+    """An object in an object, if it is one."""
+    part = document.get(name) if isinstance(document, dict) else None
+    return part if isinstance(part, dict) else None
 
 
 def _refuse(refused: dict[str, str], where: str, reason: str) -> None:

@@ -86,7 +86,8 @@ class UplinkSettings(msgspec.Struct, frozen=True):
 
 class Sent(msgspec.Struct):
     """Since the start: what the cloud has acknowledged, of how many units of 4096 bytes; what was set aside because
-    the cloud rejects it or breaks off at it; confirmed, and sent again because the cloud had not got it."""
+    the cloud rejects it or breaks off at it; confirmed, and sent again because the cloud had not got it; acknowledged
+    so late that less is sent at a time."""
 
     messages: int = 0
     records: int = 0
@@ -97,6 +98,7 @@ class Sent(msgspec.Struct):
     retries: int = 0
     confirmed: int = 0
     sent_again: int = 0
+    slow: int = 0
 
 
 class Uplink:
@@ -133,6 +135,7 @@ class Uplink:
         self._told: dict[int, tuple[LedgerEntry, float]] = {}  # with confirm: what the hub took, and when
         self._confirmed: dict[str, Confirmation] = {}
         self._window = float(self.settings.max_in_flight)
+        self._is_slow = False
         self._failure = ""
         self._delay_s = 0.0
         self._look = True  # whether the outbox may hold something that was not there before
@@ -147,6 +150,11 @@ class Uplink:
     def window(self) -> int:
         """How many may be in flight just now: fewer when acknowledgements are slow or fail."""
         return max(1, min(int(self._window), self.settings.max_in_flight))
+
+    @property
+    def is_throttled(self) -> bool:
+        """Whether less is sent at a time because acknowledgements come late."""
+        return self._is_slow and self.window < self.settings.max_in_flight
 
     @property
     def waiting_for_budget(self) -> list[int]:
@@ -328,7 +336,9 @@ class Uplink:
 
     def _pace(self, seconds: float) -> None:
         """A hub that throttles answers late: halve the window; it grows again by one message for each windowful."""
+        self._is_slow = seconds > SLOW_SECONDS or (self._is_slow and self.window < self.settings.max_in_flight)
         if seconds > SLOW_SECONDS:
+            self.sent.slow += 1
             self._window = max(1.0, self._window / 2 ** (1 / self.window))
         else:
             self._window = min(self._window + 1 / self.window, self.settings.max_in_flight)

@@ -238,3 +238,11 @@ def test_thirty_seconds_at_ten_thousand_frames_a_second_take_less_than_ten_megab
 def test_a_ring_without_room_is_refused(limit: int) -> None:
     with pytest.raises(ValueError, match="4096 are the least"):
         Ring(limit)
+
+
+def test_what_a_campaign_collects_has_its_time_to_live() -> None:
+    line = Line(DECODER)
+    made = [compile_campaign(f"c{ttl_s}", Campaign(EVERYTHING, ttl_s=ttl_s), MANIFEST) for ttl_s in (3600, 0)]
+    line.select(made, 0)
+    frames = Batch(batch([motion(10**9, 1)]), Coverage("s", 0, 1), Clock(), last=True)
+    assert [record.ttl_s for record in line.take(frames)] == [3600, 0]

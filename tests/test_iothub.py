@@ -408,9 +408,28 @@ async def test_killed_and_dropped_again_and_again_the_uplink_loses_nothing(edge,
     assert sorted(records) == list(range(1, 301))
 
 
-def _start_uplink(edge: Edge, folder: Path) -> "subprocess.Popen[bytes]":
+@pytest.mark.process
+async def test_a_second_uplink_on_one_outbox_ends_with_one_line_and_the_first_goes_on(edge, tmp_path):
+    folder = tmp_path / "outbox"
+    with Outbox(folder) as outbox:
+        first = _start_uplink(edge, folder)
+        outbox.append([NewRecord(0, "drive", bytes(32), b"body")])
+        await edge.until(lambda: not outbox.stats().records)
+        second = _start_uplink(edge, folder, stdout=subprocess.PIPE)
+        said, _ = await asyncio.to_thread(second.communicate, None, 60)
+        assert second.returncode == 2
+        assert f"{folder}: is in use by another uplink; stop that one" in said.decode()
+        assert b"Traceback" not in said
+        outbox.append([NewRecord(0, "drive", bytes(32), b"body")])
+        await edge.until(lambda: not outbox.stats().records)
+        first.terminate()
+        assert await asyncio.to_thread(first.wait, 30) == 0
+    assert edge.hub.counters["kicked"] == 0
+
+
+def _start_uplink(edge: Edge, folder: Path, stdout: int = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, **edge.environment, "BORDNETZ_OUTBOX": str(folder)}
-    return subprocess.Popen([sys.executable, "-m", "modules.uplink.main"], env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "modules.uplink.main"], env=environment, stdout=stdout)
 
 
 # Logs

@@ -65,6 +65,7 @@ class IoTHub:
         self._attention = asyncio.Event()
         self._lost = ""  # why the client has to go
         self._twin_stale = False
+        self._read_at, self._refusals = 0.0, 0  # when to ask for the twin, and how often that was refused
         self._waiting: set[asyncio.Future[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -143,7 +144,6 @@ class IoTHub:
         loop = asyncio.get_running_loop()
         await self._call("subscribing", lambda: self._subscribe(loop))
         await self._read_twin()
-        self.problem = ""
         self._connected.set()
 
     def _subscribe(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -165,20 +165,35 @@ class IoTHub:
         """Return when the client has to go."""
         loop = asyncio.get_running_loop()
         renew_at = loop.time() + (RENEW_SECONDS if self._identity.has_token else math.inf)
-        read_at = loop.time() + TWIN_SECONDS
         while not self._lost and loop.time() < renew_at:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(renew_at, read_at)):
+                async with asyncio.timeout_at(min(renew_at, self._read_at)):
                     await self._attention.wait()
             self._attention.clear()
-            if not self._lost and (self._twin_stale or loop.time() >= read_at):
+            is_due = loop.time() >= self._read_at or (self._twin_stale and not self._refusals)
+            if not self._lost and is_due:
                 await self._read_twin()
-                read_at = loop.time() + TWIN_SECONDS
         log.info("building a new client: %s", self._lost or "its token gets old")
 
     async def _read_twin(self) -> None:
+        """A hub that answers that it will not just now (429, it throttles) keeps its connection, because messages go
+        without the twin: the last one holds. It is asked again, later and later."""
+        loop = asyncio.get_running_loop()
         self._twin_stale = False
-        self.on_twin(await self._call("the twin", lambda: self._client.get_twin()))
+        try:
+            twin = await self._call("the twin", lambda: self._client.get_twin())
+        except CloudUnreachable as error:
+            if self._lost:
+                raise
+            self.counters["twin_refused"] += 1
+            self.problem = str(error)
+            delay = min(self.retry_min_s * 2 ** min(self._refusals, 16), self.retry_max_s) * random.uniform(0.5, 1.0)
+            self._refusals += 1
+            self._read_at = loop.time() + delay
+            log.warning("asking for the twin again in %.1f s: %s", delay, error)
+        else:
+            self.problem, self._refusals, self._read_at = "", 0, loop.time() + TWIN_SECONDS
+            self.on_twin(twin)
 
     async def _close(self) -> None:
         """Shut the client down, in a thread of its own: the worker may hang."""

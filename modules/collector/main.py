@@ -238,7 +238,7 @@ class Module:
 
 
 async def run(stop: asyncio.Event) -> None:
-    folder, outbox = module.open_outbox()
+    folder, outbox = module.open_outbox("collector")
     with outbox:
         await Module(folder, outbox).run(stop)
 

@@ -77,6 +77,7 @@ class Module:
         own = {
             "inFlight": self._uplink.in_flight,
             "window": self._uplink.window,
+            "throttled": self._uplink.is_throttled,
             "problem": self._uplink.problem or self.hub.problem,
             "connected": self.hub.connected,
             "metered": self._uplink.metered,
@@ -103,7 +104,7 @@ def is_metered() -> bool:
 
 
 async def run(stop: asyncio.Event) -> None:
-    folder, outbox = module.open_outbox()
+    folder, outbox = module.open_outbox("uplink")
     with outbox, ThreadPoolExecutor(1, "outbox") as executor:
         await Module(folder, outbox, executor).run(stop)
 
