@@ -364,7 +364,7 @@ def _powertrain(first: Frames, second: Frames) -> dict[str, Any]:
         sizes[name] = statistics.mean(map(len, made))
     samples = sum(batch.samples(keep) for batch in batches)
     return {
-        "figure": f"RAV4, {sum(keep)} powertrain signals at full rate, 0.1 % and 10 ms, 10 s",
+        "figure": "RAV4, the powertrain's signals at full rate, 0.1 % and 10 ms, 10 s",
         "bytes": sizes,
         "samples_per_block": samples / len(batches),
         "asked": 2700,

@@ -104,7 +104,7 @@ cdef inline uint64_t _size(int64_t value) noexcept nogil:
 cdef inline void take_turn(line_up_t* bus, due_t* dues, int32_t who, int64_t now) noexcept nogil:
     """A frame of this stream came now: when is it due next?"""
     cdef due_t* due = &dues[who]
-    cdef Py_ssize_t place = bus.count, i
+    cdef Py_ssize_t place = bus.count, start
     cdef int64_t late
     if due.seen:
         late = 16 * now - due.due
@@ -122,9 +122,11 @@ cdef inline void take_turn(line_up_t* bus, due_t* dues, int32_t who, int64_t now
         due.due = 16 * now + (due.period if due.period else FAR)
         bus.count += 1
     # Out of its place in the queue, and in again where it is due.
-    while place + 1 < bus.count and dues[bus.queue[place + 1]].due <= due.due:
-        bus.queue[place] = bus.queue[place + 1]
+    start = place
+    late = due.due
+    while place + 1 < bus.count and dues[bus.queue[place + 1]].due <= late:
         place += 1
+    memmove(bus.queue + start, bus.queue + start + 1, (place - start) * sizeof(int32_t))
     while place > 0 and dues[bus.queue[place - 1]].due > due.due:
         bus.queue[place] = bus.queue[place - 1]
         place -= 1

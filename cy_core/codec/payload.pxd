@@ -21,7 +21,6 @@ cdef struct history_t:          # of one field
     uint64_t last, moved
     uint32_t[3] errors          # running, of each prediction
     uint32_t recent             # running size of the residuals, in sixteenths
-    uint32_t zeros              # bit n: the residual n rows ago was 0
 
 
 cdef inline int64_t wrap(uint64_t value, int width) noexcept nogil:
@@ -47,7 +46,6 @@ cdef inline void start_history(history_t* history, uint64_t value) noexcept nogi
     history.last, history.moved = value, 0
     history.errors[0] = history.errors[1] = history.errors[2] = 0
     history.recent = 0
-    history.zeros = 0
 
 
 cdef inline void advance(history_t* history, uint64_t value, int width) noexcept nogil:
@@ -70,7 +68,14 @@ cdef inline void remember(history_t* history, int64_t residual) noexcept nogil:
     if size > ERROR_MAX:
         size = ERROR_MAX
     history.recent += <uint32_t>(size << 2) - (history.recent >> 2)
-    history.zeros = history.zeros << 1 | (residual == 0)
+
+
+cdef inline void stay(history_t* history) noexcept nogil:
+    """What remember() and advance() do where nothing moved before, and nothing does now."""
+    history.errors[0] -= history.errors[0] >> 3
+    history.errors[1] -= history.errors[1] >> 3
+    history.errors[2] -= history.errors[2] >> 3
+    history.recent -= history.recent >> 2
 
 
 cdef inline uint32_t level(uint32_t recent) noexcept nogil:
@@ -100,8 +105,10 @@ cdef inline bint code_row(
     cdef int64_t residual
     cdef uint32_t context, neighbour = 0
     for i in range(count):
-        chosen[i] = choice(&histories[i])
-        expected[i] = prediction(&histories[i], chosen[i], widths[i])
+        expected[i] = histories[i].last
+        if histories[i].moved:  # else all predictions are the same
+            chosen[i] = choice(&histories[i])
+            expected[i] = prediction(&histories[i], chosen[i], widths[i])
         if not coder.reading and wrap(values[i] - expected[i], widths[i]):
             as_predicted = False
     as_predicted = code_bit(coder, line(models, mix(key, ROW)) + (recent[0] & 15), as_predicted)
@@ -109,6 +116,8 @@ cdef inline bint code_row(
     for i in range(count):
         residual = 0
         if not as_predicted:
+            if not histories[i].moved:
+                chosen[i] = choice(&histories[i])
             context = level(histories[i].recent) << 3 | chosen[i] << 1 | neighbour
             residual = code_residual(
                 coder, models, mix(key, FIELD + i), context, wrap(values[i] - expected[i], widths[i])
@@ -116,6 +125,9 @@ cdef inline bint code_row(
             neighbour = residual != 0
         if coder.reading:
             values[i] = (expected[i] + <uint64_t>residual) & (0xFFFFFFFFFFFFFFFFULL >> (64 - widths[i]))
-        remember(&histories[i], residual)
-        advance(&histories[i], values[i], widths[i])
+        if residual == 0 and histories[i].moved == 0:
+            stay(&histories[i])
+        else:
+            remember(&histories[i], residual)
+            advance(&histories[i], values[i], widths[i])
     return as_predicted

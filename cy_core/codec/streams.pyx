@@ -245,7 +245,8 @@ cdef class Streams:
                 field = self.fields + stream.first_field + i
                 word = values[i] << field.shift
                 payload[field.word] |= swap64(word) if field.big_endian else word
-        self._code_rules(coder, stream, payload, as_predicted)
+        if coder.reading or not as_predicted:
+            self._code_rules(coder, stream, payload, as_predicted)
 
     cdef bint _follows(self, const stream_t* stream, const uint64_t* payload) noexcept nogil:
         """Writing: do all checksums follow from the rest?"""
