@@ -399,8 +399,6 @@ class _Compiler:
         if len(places) > 1:
             buses = sorted({self._names.signals[place][1].bus for place in places})
             self._fail(node, f"{name} is on {' and '.join(buses)}", f"say {buses[0]}.{name}")
-        if self._names.signals[places[0]][1].in_segments:
-            self._fail(node, f"{name} comes in several frames, which no condition sees", "use a message of one frame")
         return places[0]
 
     def _vss(self, node: ast.expr) -> VssSignal | None:

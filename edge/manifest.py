@@ -94,11 +94,6 @@ class Message(NamedTuple):
         return self.extended and self.protocol in BY_PGN
 
     @property
-    def in_segments(self) -> bool:
-        """Comes in several frames, always or where it is long."""
-        return self.protocol.startswith("isotp") or (self.is_by_pgn and self.length > 8)
-
-    @property
     def pgn(self) -> int:
         """SAE J1939-21: the destination address is no part of the group where PDU format is below 240."""
         return pgn_of(self.id)

@@ -388,7 +388,7 @@ def with_vss(draw: Any) -> DecoderManifest:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_condition_on_vss_paths_is_true_where_the_slow_twin_says_wherever_batches_are_split(data: Any) -> None:
-    manifest = data.draw(with_vss().filter(lambda made: not any(m.in_segments for m in made.messages)))
+    manifest = data.draw(with_vss())
     assert manifest_files.parse(saved(manifest)) == manifest
     texts = [(v.path, str(text)) for v in manifest.vss for text in v.values.values() if isinstance(text, str)]
     is_number = {v.path: v.datatype == "float" for v in manifest.vss}

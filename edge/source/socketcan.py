@@ -37,7 +37,6 @@ class SocketCan:
     def __init__(self, interfaces: Sequence[str], buses: Sequence[str]) -> None:
         self.name = f"socketcan:{','.join(interfaces)}"
         self.missing = 0
-        self.overflowed = 0
         self.clock: Clock = clocks.read_clock()
         numbers = {name: number for number, name in enumerate(buses)}
         for interface in interfaces:
@@ -55,8 +54,15 @@ class SocketCan:
             taken, dropped = bus.receive(frames, limit, self.clock.utc_offset_us)
             self.position += taken + dropped
             self.missing += dropped
-            self.overflowed += dropped
         return True
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {bus.interface: bus.dropped for bus in self._buses}
+
+    @property
+    def overflowed(self) -> int:
+        return sum(bus.dropped for bus in self._buses)
 
     @property
     def problem(self) -> str:
@@ -84,7 +90,8 @@ class _Bus:
         self.interface = interface
         self._number = number
         self._receiver = CanReceiver()
-        self._dropped = 0
+        self._dropped = 0  # as the kernel counts, which wraps
+        self.dropped = 0
         self.is_down = False
         self.socket = _open(interface)
 
@@ -103,6 +110,7 @@ class _Bus:
             time.sleep(0.1)
         dropped = (self._receiver.dropped - self._dropped) & 0xFFFFFFFF
         self._dropped = self._receiver.dropped
+        self.dropped += dropped
         return taken, dropped
 
 
