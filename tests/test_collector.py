@@ -258,6 +258,27 @@ def test_a_bad_campaign_does_not_stop_the_others() -> None:
 # -- sources
 
 
+@pytest.mark.parametrize("read", range(10))
+def test_a_message_in_segments_that_was_half_there_at_a_kill_is_whole_after_it(outbox: Outbox, read: int) -> None:
+    frames = [frame for n in range(3) for frame in broadcast(n * 1_000_000, n)]
+    selection = compile_campaign("all", Campaign({"DM1.Last": SignalRule()}), LONG)
+
+    def collect(source: HandSource) -> None:
+        collector = Collector(source, Decoder(LONG), outbox)
+        collector.select([selection], 60, 100)
+        while source.waiting:
+            collector.step()
+            collector.store(last=source.ended)
+
+    collect(HandSource().put(*frames[:read]))  # and is not heard of again
+    rest = HandSource().put(*frames[read:])
+    rest.ended = True
+    collect(rest)
+    plan = Decoder(LONG).plan
+    groups = [group for _, each in stored(outbox) for group in block.decode(each.data, plan).groups()]
+    assert [time_us for group in groups for time_us in group.times.tolist()] == [100_000, 1_100_000, 2_100_000]
+
+
 def test_a_replay_resumes_exactly_behind_its_cursor(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("".join(f"({n}.0) can0 001#{n:02X}\nno frame\n" for n in range(20)))
