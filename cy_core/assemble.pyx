@@ -14,8 +14,6 @@ long or has no room is dropped and counted as failed; a segment of no session is
 MOST_SESSIONS are open, so memory is bounded whatever is on the bus; the one silent the longest makes room.
 Sources: SAE J1939-21 (5.10), NMEA 2000 appendix A, ISO 15765-2.
 """
-from struct import Struct
-
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
@@ -37,9 +35,6 @@ cdef enum:
     END_OF_MESSAGE = 19
     BAM = 32
     ABORT = 255
-
-SESSION = Struct("=QqqIHHHHH")     # of a session_t, key to next; then how many bytes of its payload follow
-
 
 cdef class Assembler:
     """Holds the open sessions of all buses; feed it every frame, in order."""
@@ -97,44 +92,38 @@ cdef class Assembler:
         }
 
     def save(self):
-        """The open sessions, for restore(); nothing where none is. Host byte order: it stays on this machine."""
+        """The open sessions for restore(), by this build of this file on this machine; nothing where none is."""
+        cdef bytes saved = b""
         cdef session_t* session
-        cdef Py_ssize_t used, i
-        parts = []
+        cdef int i
         for i in range(self.open):
             session = &self.sessions[i]
-            used = 7 * (session.next - 1) if session.packets else session.filled
-            parts.append(SESSION.pack(
-                session.key, session.last_us, session.wait_us, session.can_id, session.size, session.filled,
-                session.packets, session.next, used,
-            ))
-            parts.append((<char*>self.buffers + session.buffer * (LONGEST_PAYLOAD + 1))[:used])
-        return b"".join(parts)
+            saved += (<char*>session)[:sizeof(session_t)]
+            saved += (<char*>self.buffers + session.buffer * (LONGEST_PAYLOAD + 1))[:_held(session)]
+        return saved
 
-    def restore(self, const uint8_t[::1] saved not None):
+    def restore(self, bytes saved not None):
         """Go on with these sessions, instead of those that are open. Raises ValueError: it is no such state."""
         cdef session_t* session
-        cdef Py_ssize_t at = 0, used
+        cdef Py_ssize_t at = 0, left = len(saved)
+        cdef uint16_t buffer
         self.open = 0
-        while at < saved.shape[0] and self.plan.has_segments:
-            if self.open == MOST_SESSIONS or saved.shape[0] - at < SESSION.size:
-                raise ValueError(f"sessions are damaged at byte {at}")
-            session = &self.sessions[self.open]
-            (session.key, session.last_us, session.wait_us, session.can_id, session.size, session.filled,
-             session.packets, session.next, used) = SESSION.unpack_from(saved, at)
-            at += SESSION.size
-            if (
-                used > saved.shape[0] - at or used != (7 * (session.next - 1) if session.packets else session.filled)
-                or session.size > LONGEST_PAYLOAD + 1 or used > LONGEST_PAYLOAD + 1 or session.packets > 255
-                or session.filled >= max(session.size, 1) or (session.packets and session.next > session.packets)
-                or session.next < 1 or (session.packets and session.size > 7 * session.packets)
-            ):
-                self.open = 0
-                raise ValueError(f"sessions are damaged at byte {at}")
-            if used:
-                memcpy(self.buffers + session.buffer * (LONGEST_PAYLOAD + 1), &saved[at], used)
-            at += used
-            self.open += 1
+        while left and self.plan.has_segments:
+            if self.open < MOST_SESSIONS and left >= <Py_ssize_t>sizeof(session_t):
+                session = &self.sessions[self.open]
+                buffer = session.buffer
+                memcpy(session, <const char*>saved + at, sizeof(session_t))
+                session.buffer = buffer
+                at += sizeof(session_t)
+                left -= sizeof(session_t)
+                if _is_sound(session) and _held(session) <= left:
+                    memcpy(self.buffers + buffer * (LONGEST_PAYLOAD + 1), <const char*>saved + at, _held(session))
+                    at += _held(session)
+                    left -= _held(session)
+                    self.open += 1
+                    continue
+            self.open = 0
+            raise ValueError(f"sessions are damaged at byte {at}")
 
     cdef bint _is_j1939(self, uint8_t bus) noexcept nogil:
         return self.plan.identifiers.by_pgn[bus]
@@ -366,6 +355,21 @@ cdef class Assembler:
 
 cdef enum:
     TP, FAST, ISO               # kinds of sessions
+
+
+cdef inline int _held(const session_t* session) noexcept nogil:
+    """Bytes of the payload that are there."""
+    return 7 * (session.next - 1) if session.packets else session.filled
+
+
+cdef bint _is_sound(const session_t* session) noexcept nogil:
+    """Whether a session is one that could be open."""
+    if not 1 <= session.size <= LONGEST_PAYLOAD + 1 or session.filled >= session.size or session.next < 1:
+        return False
+    return session.packets == 0 or (
+        session.packets <= 255 and session.next <= session.packets and session.size <= 7 * session.packets
+        and session.filled == 0
+    )
 
 
 cdef inline uint64_t _key(uint64_t kind, uint64_t bus, uint64_t part, uint64_t can_id) noexcept nogil:

@@ -12,13 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal, VssSignal
+from edge.manifest import DecoderManifest, Signal
+
+if TYPE_CHECKING:
+    from edge.vss_signal import VssSignal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
@@ -229,7 +232,7 @@ KEEP_BITS = {"first": 1, "last": 2, "min": 4, "max": 8}  # cy_core.reduce.KEEP
 
 
 def _rule(
-    place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool, paths: Sequence[VssSignal] = ()
+    place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool, paths: "Sequence[VssSignal]" = ()
 ) -> Rule:
     bound = _max_error(f"{place}.max_error", rule.max_error, name, signal, paths)
     labels = tuple(sorted(signal.labels)) if not signal.is_float else ()
@@ -251,7 +254,7 @@ def _rule(
     )
 
 
-def _max_error(place: str, value: float | str, name: str, signal: Signal, paths: Sequence[VssSignal] = ()) -> float:
+def _max_error(place: str, value: float | str, name: str, signal: Signal, paths: "Sequence[VssSignal]" = ()) -> float:
     """The bound in raw units, never more than what was asked for; a number is in the unit of the VSS paths, if any."""
     scale = _scale(place, name, paths) if value and not isinstance(value, str) else 1.0
     if isinstance(value, str):
@@ -272,7 +275,7 @@ def _max_error(place: str, value: float | str, name: str, signal: Signal, paths:
     return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)
 
 
-def _scale(place: str, name: str, paths: Sequence[VssSignal]) -> float:
+def _scale(place: str, name: str, paths: "Sequence[VssSignal]") -> float:
     """How many units of these VSS paths one unit of their signal is."""
     lines = [path.line for path in paths]
     if None in lines:

@@ -13,12 +13,15 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cy_core.condition import OPS, Condition
 from cy_core.plan import Plan
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, VssSignal, no_values
+from edge.manifest import DecoderManifest, Message, Signal, no_values
+
+if TYPE_CHECKING:
+    from edge.vss_signal import VssSignal
 
 MOST_CHARACTERS = 4096
 MOST_STEPS = 1000
@@ -80,7 +83,7 @@ class Names:
     def find(self, name: str) -> list[int]:
         return self._places.get(name, [])
 
-    def matches(self, glob: str) -> dict[int, list[VssSignal]]:
+    def matches(self, glob: str) -> "dict[int, list[VssSignal]]":
         """The signals that a name or a glob means, in their order; with the VSS paths, where it is by those alone."""
         fits = re.compile(fnmatch.translate(glob)).match
         found: dict[int, list[VssSignal]] = {}
@@ -401,7 +404,7 @@ class _Compiler:
             self._fail(node, f"{name} is on {' and '.join(buses)}", f"say {buses[0]}.{name}")
         return places[0]
 
-    def _vss(self, node: ast.expr) -> VssSignal | None:
+    def _vss(self, node: ast.expr) -> "VssSignal | None":
         """What a node names by its VSS path."""
         name = self._signal_name(node)
         return self._names.vss.get(name) if name is not None else None

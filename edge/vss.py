@@ -18,8 +18,9 @@ from edge.database import Diagnostic
 from edge.errors import InputError
 from edge.formula import Steps
 from edge.formula import parse as parse_formula
-from edge.manifest import AS_IT_IS, DecoderManifest, Message, Signal, VssSignal
+from edge.manifest import DecoderManifest, Message, Signal
 from edge.units import conversion
+from edge.vss_signal import AS_IT_IS, VssSignal
 from edge.vss_tree import Node, expand, read
 
 DBC2VSS, PROFILE = ("dbc2vss", "dbc"), "network_serialization"

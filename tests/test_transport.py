@@ -158,7 +158,6 @@ def test_broken_traffic_gives_what_the_slow_twin_gives_wherever_it_is_split(
     half.assemble(batch(traffic[:at]), first := Frames())
     other = Assembler(Plan(MANIFEST))  # as after a restart
     other.restore(half.save())
-    assert other.save() == half.save()
     other.assemble(batch(traffic[at:]), rest := Frames())
     assert [(f[0], f[1], f[2], f[4]) for f in (*first, *rest)] == twin.messages
     buses = set(twin.assembled) | set(twin.failed) | set(twin.stray)

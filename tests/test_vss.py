@@ -18,9 +18,10 @@ from edge.cli import main
 from edge.condition import Names, compile_condition
 from edge.database import load_databases
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, VssSignal
+from edge.manifest import DecoderManifest, Message, Signal
 from edge.units import UNITS, conversion
 from edge.vss import add_vss
+from edge.vss_signal import VssSignal
 from edge.vss_tree import expand, read
 from fleet.table import SCHEMA
 from fleet.vss import by_path, evaluate, one_overlay

@@ -8,7 +8,8 @@ import ast
 import math
 from collections.abc import Sequence
 
-from edge.manifest import DecoderManifest, Message, Signal, VssSignal, no_values
+from edge.manifest import DecoderManifest, Message, Signal, no_values
+from edge.vss_signal import VssSignal
 from tests.reference.extract import extract, message_of
 from tests.reference.transport import Transport, in_segments
 from tests.reference.vss import vss_value
