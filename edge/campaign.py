@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal
+from edge.names import Names, raw_range
 
 if TYPE_CHECKING:
+    from edge.condition import Program
     from edge.vss_signal import VssSignal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -85,7 +86,7 @@ class Selection(msgspec.Struct, frozen=True):
     keep: bytes
     campaign: Campaign
     rules: tuple[Rule, ...] | None = None
-    program: Program | None = None
+    program: "Program | None" = None
     is_snapshot: bool = False
 
     @property
@@ -122,6 +123,8 @@ def compile_campaign(
     reduces = any(rule[0] != "drop" and rule[:5] != ("every", 0.0, 0, 0, 0) for rule in rules)
     program = None
     if campaign.when is not None:
+        from edge.condition import compile_condition  # here: not every vehicle has a condition
+
         program = compile_condition(campaign.when, names, f"{place}: when")
     keep = bytes(rule[0] != "drop" for rule in rules)
     return Selection(name, campaign.priority, keep, campaign, tuple(rules) if reduces else None, program, is_snapshot)

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from edge.condition import Names
 from edge.errors import InputError
 from edge.line import Line, Stream
 from edge.message import Quality
+from edge.names import Names
 from edge.source import Source
 
 STATUS_FILE = "status-collector.json"

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from cy_core.assemble import Assembler
 from cy_core.frames import Frames
 from cy_core.traffic import Traffic
-from edge.condition import Names, compile_condition
+from edge.condition import compile_condition
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Message, Signal
+from edge.names import Names
 from tests.reference.condition import SlowCondition
 from tests.strategies import Frame, batch, manifests, traffic
 from tests.test_transport import MANIFEST as TRANSPORT

@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from cy_core.frames import Frames
 from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.cli import main
-from edge.condition import Names
 from edge.decoder import Decoder
 from edge.doctor import bus_lines, describe, examine, explain, write_status
 from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.message import Clock, Coverage, Quality
+from edge.names import Names
 from tests.strategies import batch
 from tests.test_collector import MANIFEST, HandSource
 from tests.test_transport import MANIFEST as TRANSPORT

@@ -15,10 +15,11 @@ from edge import formula
 from edge import manifest as manifest_files
 from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.cli import main
-from edge.condition import Names, compile_condition
+from edge.condition import compile_condition
 from edge.database import load_databases
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Message, Signal
+from edge.names import Names
 from edge.units import UNITS, conversion
 from edge.vss import add_vss
 from edge.vss_signal import VssSignal
