@@ -15,7 +15,7 @@ MOST_SESSIONS are open, so memory is bounded whatever is on the bus; the one sil
 Sources: SAE J1939-21 (5.10), NMEA 2000 appendix A, ISO 15765-2.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
 from cy_core.frames cimport Frames
@@ -25,7 +25,6 @@ from cy_core.plan cimport (
 from cy_core.structs cimport ERROR_FRAME, EXTENDED_ID, PAYLOAD_SLOT, REMOTE_FRAME, frame_t
 
 cdef enum:
-    MOST_SESSIONS = 64
     TP_WAIT_US = 1_250_000
     FAST_WAIT_US = 750_000
     ISOTP_WAIT_US = 1_000_000
@@ -37,27 +36,8 @@ cdef enum:
     BAM = 32
     ABORT = 255
 
-cdef struct session_t:
-    uint64_t key                # kind, address or sequence, bus and identifier: see _key
-    int64_t last_us, wait_us
-    uint32_t can_id             # of the message
-    uint16_t size, filled
-    uint16_t packets            # TP: how many there will be
-    uint16_t next               # number of the next segment
-    uint16_t buffer             # its place in the memory for payloads
-
-cdef struct counters_t:
-    uint64_t assembled, failed, stray
-
-
 cdef class Assembler:
     """Holds the open sessions of all buses; feed it every frame, in order."""
-
-    cdef readonly Plan plan
-    cdef session_t[MOST_SESSIONS] sessions
-    cdef int open                       # sessions [0, open) are
-    cdef uint8_t* buffers               # one of LONGEST_PAYLOAD + 1 bytes a session
-    cdef counters_t* by_bus
 
     def __cinit__(self, Plan plan not None):
         cdef int i
@@ -72,16 +52,19 @@ cdef class Assembler:
     def __dealloc__(self):
         free(self.by_bus)
         free(self.buffers)
+        free(self.ends)
 
     def assemble(self, Frames frames not None, Frames messages not None):
-        """Append to messages what frames complete; give both to decode_batch()."""
+        """Append to messages what frames complete; give both to decode_batch(), and frames and this to a Traffic."""
         cdef Py_ssize_t i
         cdef const frame_t* frame
         cdef uint32_t number, group
+        self.messages, self.first, self.end_count, self.frame_count = messages, messages.count, 0, frames.count
         if not self.plan.has_segments:
             return
         with nogil:
             for i in range(frames.count):
+                self.frame = <uint32_t>i
                 frame = &frames.records[i]
                 if frame.can_id & (ERROR_FRAME | REMOTE_FRAME):
                     continue
@@ -107,6 +90,40 @@ cdef class Assembler:
             for bus in range(256)
             if self.by_bus[bus].assembled or self.by_bus[bus].failed or self.by_bus[bus].stray
         }
+
+    def save(self):
+        """The open sessions for restore(), by this build of this file on this machine; nothing where none is."""
+        cdef bytes saved = b""
+        cdef session_t* session
+        cdef int i
+        for i in range(self.open):
+            session = &self.sessions[i]
+            saved += (<char*>session)[:sizeof(session_t)]
+            saved += (<char*>self.buffers + session.buffer * (LONGEST_PAYLOAD + 1))[:_held(session)]
+        return saved
+
+    def restore(self, bytes saved not None):
+        """Go on with these sessions, instead of those that are open. Raises ValueError: it is no such state."""
+        cdef session_t* session
+        cdef Py_ssize_t at = 0, left = len(saved)
+        cdef uint16_t buffer
+        self.open = 0
+        while left and self.plan.has_segments:
+            if self.open < MOST_SESSIONS and left >= <Py_ssize_t>sizeof(session_t):
+                session = &self.sessions[self.open]
+                buffer = session.buffer
+                memcpy(session, <const char*>saved + at, sizeof(session_t))
+                session.buffer = buffer
+                at += sizeof(session_t)
+                left -= sizeof(session_t)
+                if _is_sound(session) and _held(session) <= left:
+                    memcpy(self.buffers + buffer * (LONGEST_PAYLOAD + 1), <const char*>saved + at, _held(session))
+                    at += _held(session)
+                    left -= _held(session)
+                    self.open += 1
+                    continue
+            self.open = 0
+            raise ValueError(f"sessions are damaged at byte {at}")
 
     cdef bint _is_j1939(self, uint8_t bus) noexcept nogil:
         return self.plan.identifiers.by_pgn[bus]
@@ -299,7 +316,21 @@ cdef class Assembler:
             frame.time_us, session.can_id, frame.bus, self.buffers + session.buffer * (LONGEST_PAYLOAD + 1),
             session.size,
         )
+        self._note_end()
         self._close(session)
+        return 0
+
+    cdef int _note_end(self) except -1 nogil:
+        """The frame at hand completed the last message."""
+        cdef void* grown
+        if self.end_count == self.end_capacity:
+            grown = realloc(self.ends, 2 * (self.end_capacity + 32) * sizeof(uint32_t))
+            if grown == NULL:
+                with gil:
+                    raise MemoryError(f"no memory for {self.end_count} messages")
+            self.ends, self.end_capacity = <uint32_t*>grown, 2 * (self.end_capacity + 32)
+        self.ends[self.end_count] = self.frame
+        self.end_count += 1
         return 0
 
     cdef void _fail(self, session_t* session) noexcept nogil:
@@ -324,6 +355,21 @@ cdef class Assembler:
 
 cdef enum:
     TP, FAST, ISO               # kinds of sessions
+
+
+cdef inline int _held(const session_t* session) noexcept nogil:
+    """Bytes of the payload that are there."""
+    return 7 * (session.next - 1) if session.packets else session.filled
+
+
+cdef bint _is_sound(const session_t* session) noexcept nogil:
+    """Whether a session is one that could be open."""
+    if not 1 <= session.size <= LONGEST_PAYLOAD + 1 or session.filled >= session.size or session.next < 1:
+        return False
+    return session.packets == 0 or (
+        session.packets <= 255 and session.next <= session.packets and session.size <= 7 * session.packets
+        and session.filled == 0
+    )
 
 
 cdef inline uint64_t _key(uint64_t kind, uint64_t bus, uint64_t part, uint64_t can_id) noexcept nogil:

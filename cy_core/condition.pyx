@@ -13,9 +13,10 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
+from cy_core.assemble cimport Assembler
 from cy_core.frames cimport Frames
-from cy_core.plan cimport ROW_HEAD, ROW_PADDING, Plan, field, message_t, signal_t
-from cy_core.structs cimport ID_MASK, PAYLOAD_SLOT, frame_t
+from cy_core.plan cimport LONGEST_PAYLOAD, ROW_HEAD, ROW_PADDING, Plan, field, message_t, signal_t
+from cy_core.structs cimport ID_MASK, PAYLOAD_SLOT, frame_t, payload_length
 from cy_core.traffic cimport Traffic
 from cy_core.value cimport number_of
 
@@ -84,6 +85,7 @@ cdef class Condition:
     cdef int64_t clock_us, due_us, quiet_us, cooldown_us
     cdef bint started, was_true
     cdef readonly uint64_t evaluated, true, cooled
+    cdef uint8_t* whole             # a row for messages put together; none where no operand is of one
     cdef int64_t* hits
     cdef Py_ssize_t hit_count, hit_capacity
 
@@ -120,6 +122,7 @@ cdef class Condition:
         free(self.operand_rows)
         free(self.cares)
         free(self.hits)
+        free(self.whole)
 
     cdef int _add_operand(self, Py_ssize_t i, uint32_t place, signal, no_values) except -1:
         cdef operand_t* operand = &self.operand_rows[i]
@@ -137,19 +140,22 @@ cdef class Condition:
             operand.no_more[operand.no_count] = high - low
             operand.no_count += 1
         self.cares[number + 1] = True
+        if self.plan.messages[number].protocol and self.whole == NULL:
+            self.whole = <uint8_t*>_zeroed(ROW_HEAD + LONGEST_PAYLOAD + 1 + ROW_PADDING, 1)
         return 0
 
     def run(self, Frames frames not None, Traffic traffic not None):
         """The numbers of the frames that are hits. traffic has noted these very frames.
 
-        Raises ValueError: it has not.
+        A message put together is seen at the frame that completes it, behind what that frame itself holds. Raises ValueError: it has not.
         """
         cdef Py_ssize_t i
+        cdef Assembler assembler = traffic.assembler
         if traffic.count != frames.count or traffic.plan is not self.plan:
             raise ValueError(f"traffic has noted {traffic.count} frames of some plan, not these {frames.count}")
         self.hit_count = 0
         with nogil:
-            self._run(frames, traffic)
+            self._run(frames, traffic, assembler)
         return [self.hits[i] for i in range(self.hit_count)]
 
     def state(self):
@@ -163,34 +169,58 @@ cdef class Condition:
             rows.append((operand.place, value, operand.seen_us if operand.count else None, operand.count))
         return rows
 
-    cdef int _run(self, Frames frames, Traffic traffic) except -1 nogil:
+    cdef int _run(self, Frames frames, Traffic traffic, Assembler assembler) except -1 nogil:
+        cdef Py_ssize_t start = 0, i
+        if self.whole != NULL and assembler is not None:
+            for i in range(assembler.end_count):
+                if self.cares[traffic.whole_of[i]]:
+                    self._run_frames(frames, traffic, start, assembler.ends[i])
+                    start = assembler.ends[i] + 1
+                    self.clock_us = max(self.clock_us, frames.records[start - 1].time_us)
+                    self._look(
+                        start - 1, frames, traffic, traffic.whole_of[i],
+                        &assembler.messages.records[assembler.first + i], assembler.messages.payloads,
+                    )
+        return self._run_frames(frames, traffic, start, frames.count)
+
+    cdef int _run_frames(self, Frames frames, Traffic traffic, Py_ssize_t start, Py_ssize_t end) except -1 nogil:
         cdef const frame_t* records = frames.records
-        cdef Py_ssize_t i, j
-        cdef bint carries, is_true
-        for i in range(frames.count):
+        cdef Py_ssize_t i
+        for i in range(start, end):
             if records[i].time_us > self.clock_us:
                 self.clock_us = records[i].time_us
-            if not self.cares[traffic.message_of[i]] and self.clock_us < self.due_us:
-                continue
-            if not self.started:
-                self.started = True
-                for j in range(self.operand_count):
-                    self.operand_rows[j].seen_us = self.clock_us
-            carries = self.cares[traffic.message_of[i]] and self._update(
-                traffic.message_of[i] - 1, &records[i], frames.payloads
-            )
-            if not carries and self.clock_us < self.due_us:
-                continue
-            is_true = self._evaluate() == 1
-            self.evaluated += carries
-            if is_true and (carries or not self.was_true):
-                self.true += 1
-                if self.clock_us < self.quiet_us:
-                    self.cooled += 1
-                else:
-                    self.quiet_us = self.clock_us + self.cooldown_us
-                    self._hit(i)
-            self.was_true = is_true
+            if self.cares[traffic.message_of[i]] or self.clock_us >= self.due_us:
+                self._look(i, frames, traffic, 0, NULL, NULL)
+        return 0
+
+    cdef int _look(
+        self, Py_ssize_t i, Frames frames, Traffic traffic, uint32_t completed, const frame_t* message,
+        const uint8_t* slots,
+    ) except -1 nogil:
+        """Take the operands of frame i, and of the message that it completes; run the program where that is due."""
+        cdef Py_ssize_t j
+        cdef bint carries, is_true
+        if not self.started:
+            self.started = True
+            for j in range(self.operand_count):
+                self.operand_rows[j].seen_us = self.clock_us
+        carries = self.cares[traffic.message_of[i]] and self._update(
+            traffic.message_of[i] - 1, &frames.records[i], frames.payloads
+        )
+        if completed:
+            carries |= self._update(completed - 1, message, slots)
+        if not carries and self.clock_us < self.due_us:
+            return 0
+        is_true = self._evaluate() == 1
+        self.evaluated += carries
+        if is_true and (carries or not self.was_true):
+            self.true += 1
+            if self.clock_us < self.quiet_us:
+                self.cooled += 1
+            else:
+                self.quiet_us = self.clock_us + self.cooldown_us
+                self._hit(i)
+        self.was_true = is_true
         return 0
 
     cdef int _hit(self, Py_ssize_t frame) except -1 nogil:
@@ -207,22 +237,26 @@ cdef class Condition:
         return 0
 
     cdef bint _update(self, uint32_t number, const frame_t* record, const uint8_t* slots) except -1 nogil:
-        """Take the operands that this frame holds; whether there was one."""
+        """Take the operands that this frame or message holds; whether there was one."""
         cdef uint8_t[ROW_BYTES] memory
         cdef uint8_t* row = memory + ROW_HEAD
+        cdef uint32_t length = payload_length(record)
         cdef uint64_t identifier = record.can_id & ID_MASK, bits
         cdef operand_t* operand
         cdef bint found = False
         cdef Py_ssize_t i, j
-        memset(memory, 0, ROW_BYTES)
-        memcpy(memory, &identifier, ROW_HEAD)
-        if record.length > 8:
-            memcpy(row, slots + record.data * PAYLOAD_SLOT, PAYLOAD_SLOT)
+        if length > PAYLOAD_SLOT:
+            row = self.whole + ROW_HEAD
+        else:
+            memset(memory, 0, ROW_BYTES)
+        memcpy(row - ROW_HEAD, &identifier, ROW_HEAD)
+        if length > 8:
+            memcpy(row, slots + record.data * PAYLOAD_SLOT, max(length, <uint32_t>PAYLOAD_SLOT))
         else:
             memcpy(row, &record.data, 8)
         for i in range(self.operand_count):
             operand = &self.operand_rows[i]
-            if operand.message != number or not self._holds(&self.plan.signals[operand.place], number, row, record.length):
+            if operand.message != number or not self._holds(&self.plan.signals[operand.place], number, row, length):
                 continue
             found = True
             bits = field(&self.plan.signals[operand.place], row)
@@ -239,7 +273,7 @@ cdef class Condition:
                     _push(&self.steps[j], self.clock_us, operand.value)
         return found
 
-    cdef bint _holds(self, const signal_t* signal, uint32_t number, const uint8_t* row, uint8_t length) noexcept nogil:
+    cdef bint _holds(self, const signal_t* signal, uint32_t number, const uint8_t* row, uint32_t length) noexcept nogil:
         """All its bits are in the payload, and its selectors select it."""
         cdef const signal_t* selector
         while length >= signal.needed:

@@ -15,7 +15,8 @@ from libc.string cimport memcmp, memcpy, memset
 from cy_core.columns cimport Columns, column_t, group_t
 from cy_core.frames cimport Frames
 from cy_core.plan cimport (
-    BIG, HASH, IDENTIFIER, ROW_HEAD, ROW_PADDING, Plan, field, find_extended, find_segments, find_whole, identifiers_t, message_t, signal_t
+    BIG, HASH, IDENTIFIER, ROW_HEAD, ROW_PADDING, Plan, field, find_extended, find_whole, identifiers_t, is_segment,
+    message_t, signal_t
 )
 from cy_core.structs cimport ERROR_FRAME, ID_MASK, PAYLOAD_SLOT, REMOTE_FRAME, frame_t, payload_length
 
@@ -32,8 +33,6 @@ cdef extern from "column_kernels.h":
     int __builtin_ctzll(uint64_t bits) noexcept nogil
 
 cdef enum:
-    TP_CONTROL = 0xEC           # PDU formats of J1939's transport protocol
-    TP_DATA = 0xEB
     ROWS_AT_ONCE = 32           # long payloads, which stay in the first-level cache
     KNOWN_VARIANTS = 512        # places to remember which signals a payload holds
     KNOWN_WORDS = 4             # … of messages up to 256 signals, from batch to batch
@@ -230,19 +229,13 @@ cdef class BatchDecoder:
     cdef void _count_segments(self, const frame_t* records, Py_ssize_t count, Columns columns) noexcept nogil:
         """Frames that are parts of messages are not unknown."""
         cdef identifiers_t* identifiers = &self.plan.identifiers
-        cdef uint32_t group
-        cdef bint is_segment
+        cdef bint found
         cdef Py_ssize_t i
         for i in range(count):
             if self.message_of[i] == 0 and not records[i].can_id & (ERROR_FRAME | REMOTE_FRAME):
-                group = records[i].can_id >> 16 & 0xFF
-                is_segment = (
-                    identifiers.by_pgn[records[i].bus]
-                    and records[i].can_id >> 29 == 4
-                    and (group == TP_CONTROL or group == TP_DATA)
-                ) or find_segments(identifiers, records[i].bus, records[i].can_id) != 0
-                columns.segment_frames += is_segment
-                columns.unknown_frames -= is_segment
+                found = is_segment(identifiers, records[i].bus, records[i].can_id)
+                columns.segment_frames += found
+                columns.unknown_frames -= found
 
     cdef void _scatter(self, const frame_t* records, Py_ssize_t count, int64_t* times) noexcept nogil:
         """Sort times and the first eight payload bytes by message.

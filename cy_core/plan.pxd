@@ -24,6 +24,8 @@ cdef enum:
     ROW_PADDING = 16            # bytes readable behind a payload that field() reads from
     ROW_HEAD = 8                # and in front of it: the identifier
     LONGEST_PAYLOAD = 4095      # of a message in segments
+    TP_CONTROL = 0xEC           # PDU formats of the J1939 transport protocol
+    TP_DATA = 0xEB
     MOST_MESSAGES = 65535       # of a manifest: number + 1 fits in 16 bits
 
 
@@ -120,6 +122,14 @@ cdef inline uint32_t find_segments(const identifiers_t* identifiers, uint8_t bus
     if number == 0 and identifiers.by_pgn[bus] and can_id >> 29 == 4:
         number = find_key(identifiers, SEGMENTS_KEY | PGN_KEY | <uint64_t>bus << 32 | can_id & pgn_mask(can_id))
     return number
+
+
+cdef inline bint is_segment(const identifiers_t* identifiers, uint8_t bus, uint32_t can_id) noexcept nogil:
+    """Whether a frame is a part of a message: of a transport protocol, or of a message in segments."""
+    cdef uint32_t group = can_id >> 16 & 0xFF
+    if identifiers.by_pgn[bus] and can_id >> 29 == 4 and (group == TP_CONTROL or group == TP_DATA):
+        return True
+    return find_segments(identifiers, bus, can_id) != 0
 
 
 cdef inline uint32_t find_whole(const identifiers_t* identifiers, uint8_t bus, uint32_t can_id) noexcept nogil:

@@ -12,13 +12,17 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal, VssSignal
+from edge.manifest import DecoderManifest, Signal
+from edge.names import Names, raw_range
+
+if TYPE_CHECKING:
+    from edge.condition import Program
+    from edge.vss_signal import VssSignal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
@@ -84,7 +88,7 @@ class Selection(msgspec.Struct, frozen=True):
     keep: bytes
     campaign: Campaign
     rules: tuple[Rule, ...] | None = None
-    program: Program | None = None
+    program: "Program | None" = None
     is_snapshot: bool = False
 
     @property
@@ -121,6 +125,8 @@ def compile_campaign(
     reduces = any(rule[0] != "drop" and rule[:5] != ("every", 0.0, 0, 0, 0) for rule in rules)
     program = None
     if campaign.when is not None:
+        from edge.condition import compile_condition  # here: not every vehicle has a condition
+
         program = compile_condition(campaign.when, names, f"{place}: when")
     keep = bytes(rule[0] != "drop" for rule in rules)
     return Selection(name, campaign.priority, keep, campaign, tuple(rules) if reduces else None, program, is_snapshot)
@@ -168,7 +174,7 @@ def _check_event(place: str, campaign: Campaign, is_snapshot: bool) -> None:
 
 def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
     """For each signal the rule of the most specific entry that matches it."""
-    chosen: dict[int, tuple[str, SignalRule, list[VssSignal]]] = {}
+    chosen: dict[int, tuple[str, SignalRule]] = {}
     for glob in sorted(campaign.signals, key=_specificity):
         dotted = glob.replace("/", ".")
         matches = names.matches(dotted)
@@ -182,12 +188,13 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
                 f"{place}: signals.{glob}", "matches nothing but identifiers of the vehicle", f"name {first}"
             )
         for number in named:
-            chosen[number] = glob, campaign.signals[glob], matches[number]
+            place_of = f"{place}: signals.{glob}.max_error"
+            chosen[number] = glob, _in_own_unit(place_of, campaign.signals[glob], names, number, matches[number])
     dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
     rules = [dropped] * len(names.signals)
-    for number, (glob, rule, paths) in chosen.items():
+    for number, (glob, rule) in chosen.items():
         full, _, signal = names.signals[number]
-        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob, paths)
+        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
     return rules
 
 
@@ -230,10 +237,22 @@ EXAMPLES = {
 KEEP_BITS = {"first": 1, "last": 2, "min": 4, "max": 8}  # cy_core.reduce.KEEP
 
 
-def _rule(
-    place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool, paths: Sequence[VssSignal] = ()
-) -> Rule:
-    bound = _max_error(f"{place}.max_error", rule.max_error, name, signal, paths)
+def _in_own_unit(place: str, rule: SignalRule, names: Names, number: int, paths: "Sequence[VssSignal]") -> SignalRule:
+    """The rule with its bound in the signal's unit, where it was given in that of these VSS paths."""
+    if not paths or not rule.max_error or isinstance(rule.max_error, str):
+        return rule
+    scales = []
+    for path in paths:
+        if path.line is None:
+            own = names.signals[number][0]
+            raise InputError(place, f"{path.path} is no line of its signal", f"name {own} to bound its error")
+        scales.append(abs(path.line[0]))
+    bound = math.nextafter(rule.max_error / max(scales), 0.0) if max(scales) else 0.0
+    return msgspec.structs.replace(rule, max_error=bound)
+
+
+def _rule(place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool) -> Rule:
+    bound = _max_error(f"{place}.max_error", rule.max_error, name, signal)
     labels = tuple(sorted(signal.labels)) if not signal.is_float else ()
     kind = rule.filter
     if kind == "curvelog" and signal.labels and is_glob and len(signal.labels) > 2:
@@ -253,9 +272,8 @@ def _rule(
     )
 
 
-def _max_error(place: str, value: float | str, name: str, signal: Signal, paths: Sequence[VssSignal] = ()) -> float:
-    """The bound in raw units, never more than what was asked for; a number is in the unit of the VSS paths, if any."""
-    scale = _scale(place, name, paths) if value and not isinstance(value, str) else 1.0
+def _max_error(place: str, value: float | str, name: str, signal: Signal) -> float:
+    """The bound in raw units, never more than what was asked for."""
     if isinstance(value, str):
         percent = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)
         if percent is None:
@@ -267,20 +285,11 @@ def _max_error(place: str, value: float | str, name: str, signal: Signal, paths:
         value = share * _range(place, name, signal)
     if not math.isfinite(value) or value < 0:
         raise InputError(place, f"{value} is no error bound", "0 (exact) or more")
-    if value == 0 or signal.factor == 0 or scale == 0:
+    if value == 0 or signal.factor == 0:
         return 0.0
-    exact = Fraction(value) / abs(Fraction(str(signal.factor))) / Fraction(scale)
+    exact = Fraction(value) / abs(Fraction(str(signal.factor)))
     bound = float(exact)
     return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)
-
-
-def _scale(place: str, name: str, paths: Sequence[VssSignal]) -> float:
-    """How many units of these VSS paths one unit of their signal is."""
-    lines = [path.line for path in paths]
-    if None in lines:
-        odd = paths[lines.index(None)].path
-        raise InputError(place, f"{odd} is no line of its signal", f"name {name} to bound its error")
-    return max((abs(line[0]) for line in lines if line is not None), default=1.0)
 
 
 def _range(place: str, name: str, signal: Signal) -> float:

@@ -301,13 +301,14 @@ def plan(
 @click.option("--json", "as_json", is_flag=True, help="All that the collector knows of itself.")
 def doctor(outbox: Path, as_json: bool) -> None:
     """On the vehicle: why is there no data?"""
-    from edge.doctor import examine
+    from edge.doctor import bus_lines, examine
 
     status, sentences = examine(outbox)
     if as_json:
         click.echo(json.dumps({"why": sentences, **status}, indent=2))
     else:
         click.echo("\n".join(sentences) or "all is well: every bus is alive, and every campaign gets its signals")
+        click.echo("\n" + "\n".join(bus_lines(status)))
     if sentences:
         sys.exit(FINDING)
 

@@ -48,11 +48,12 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """What the outbox keeps of a source: its own cursor, and where each stream stands."""
+    """What the outbox keeps of a source: its own cursor, where each stream stands, messages that were half there."""
 
     source: bytes
     boot: bytes
     streams: dict[str, Place] = {}
+    sessions: bytes = b""
 
 
 class Totals(msgspec.Struct):
@@ -101,6 +102,10 @@ class Collector:
         cursor = msgspec.json.decode(stored, type=Cursor)
         self.source.resume(cursor.source)
         if cursor.boot == self.source.clock.boot_id:
+            try:
+                self.line.assembler.restore(cursor.sessions)
+            except ValueError as error:
+                log.warning("messages in several frames that were half there are lost: %s", error)
             return cursor.streams
         # Times of another boot say nothing here: events that were under way end, and are counted as cut.
         self.totals.cut_events += sum(place.until_us is not None for place in cursor.streams.values())
@@ -187,7 +192,8 @@ class Collector:
             for name, stream in self.line.streams.items()
             if not stream.selection.is_snapshot and stream.place != Place(self.source.position)
         }
-        return msgspec.json.encode(Cursor(self.source.cursor(), self.source.clock.boot_id, places))
+        sessions = self.line.assembler.save()
+        return msgspec.json.encode(Cursor(self.source.cursor(), self.source.clock.boot_id, places, sessions))
 
     def _append(self, records: list[NewRecord]) -> None:
         """Until it is stored: meanwhile a live source overflows in the kernel, which counts what it drops."""

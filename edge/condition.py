@@ -9,16 +9,18 @@ language.
 """
 
 import ast
-import fnmatch
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cy_core.condition import OPS, Condition
 from cy_core.plan import Plan
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, VssSignal, no_values
+from edge.manifest import no_values
+from edge.names import Names, close, physical_range
+
+if TYPE_CHECKING:
+    from edge.vss_signal import VssSignal
 
 MOST_CHARACTERS = 4096
 MOST_STEPS = 1000
@@ -60,48 +62,6 @@ class Program(NamedTuple):
         signals = list(plan.manifest.names())
         none = [no_values(*signals[place][1:]) for place in self.operands]
         return Condition(plan, self.steps, self.operands, cooldown_us, none)
-
-
-class Names:
-    """Signals of a manifest by the names that a person may use: Message.Signal, bus.Message.Signal, or a VSS path."""
-
-    def __init__(self, manifest: DecoderManifest) -> None:
-        self.signals: list[tuple[str, Message, Signal]] = list(manifest.names())
-        self.buses = manifest.buses
-        self.vss = {row.path: row for row in manifest.vss}
-        self._places: dict[str, list[int]] = {}
-        for place, (name, message, _) in enumerate(self.signals):
-            self._places.setdefault(name, []).append(place)
-            self._places.setdefault(f"{message.bus}.{name}", []).append(place)
-        for row in manifest.vss:
-            self._places.setdefault(row.path, []).append(row.signal)
-        self._tagged = {row.signal for row in manifest.vss if row.private}
-
-    def find(self, name: str) -> list[int]:
-        return self._places.get(name, [])
-
-    def matches(self, glob: str) -> dict[int, list[VssSignal]]:
-        """The signals that a name or a glob means, in their order; with the VSS paths, where it is by those alone."""
-        fits = re.compile(fnmatch.translate(glob)).match
-        found: dict[int, list[VssSignal]] = {}
-        own: set[int] = set()
-        for name, places in self._places.items() if glob not in self._places else [(glob, self._places[glob])]:
-            if name == glob or fits(name):
-                row = self.vss.get(name)
-                for place in places:
-                    found.setdefault(place, []).extend([row] if row else [])
-                own.update(() if row else places)
-        return {place: [] if place in own else found[place] for place in sorted(found)}
-
-    def is_tagged(self, place: int) -> bool:
-        """Whether VSS tags this signal as private."""
-        return place in self._tagged
-
-    def closest(self, name: str) -> str:
-        """The way out for a name that is not there."""
-        folded = {known.lower(): known for known in self._places}
-        close = _close(name.lower(), folded, n=1, cutoff=0.5)
-        return f"did you mean {folded[close[0]]}?" if close else "`bordnetz signals` lists what there is"
 
 
 def compile_condition(text: str, names: Names, place: str = "when") -> Program:
@@ -206,12 +166,12 @@ class _Compiler:
         if not raws:
             name = name if vss is None else vss.path
             texts = [label for label in labels.values() if isinstance(label, str)]
-            close = _close(str(right.value), texts, n=1, cutoff=0.4)
+            near = close(str(right.value), texts, n=1, cutoff=0.4)
             known = ", ".join(repr(label) for label in texts[:8])
             self._fail(
                 right,
                 f"{name} has no label {right.value!r}",
-                f"did you mean {close[0]!r}?" if close else f"it has {known}" if known else "compare it with a number",
+                f"did you mean {near[0]!r}?" if near else f"it has {known}" if known else "compare it with a number",
             )
         if vss is not None and vss.steps is None:
             self._mapped(operand, {raw: float(raw in raws) for raw in labels})
@@ -319,8 +279,8 @@ class _Compiler:
     def _call(self, node: ast.Call) -> None:
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
         if name not in USAGE:
-            close = _close(name, USAGE, n=1)
-            there = f"did you mean {close[0]}?" if close else f"there are {', '.join(USAGE)}"
+            near = close(name, USAGE, n=1)
+            there = f"did you mean {near[0]}?" if near else f"there are {', '.join(USAGE)}"
             self._fail(node, f"there is no function {name}", there)
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             self._fail(node, f"{name} takes plain arguments", f"as in {USAGE[name]}")
@@ -399,11 +359,9 @@ class _Compiler:
         if len(places) > 1:
             buses = sorted({self._names.signals[place][1].bus for place in places})
             self._fail(node, f"{name} is on {' and '.join(buses)}", f"say {buses[0]}.{name}")
-        if self._names.signals[places[0]][1].in_segments:
-            self._fail(node, f"{name} comes in several frames, which no condition sees", "use a message of one frame")
         return places[0]
 
-    def _vss(self, node: ast.expr) -> VssSignal | None:
+    def _vss(self, node: ast.expr) -> "VssSignal | None":
         """What a node names by its VSS path."""
         name = self._signal_name(node)
         return self._names.vss.get(name) if name is not None else None
@@ -437,21 +395,6 @@ class _Compiler:
         raise InputError(f"{self._place}: column {node.col_offset + 1}", problem, way_out)
 
 
-def physical_range(signal: Signal) -> tuple[float, float]:
-    """What the signal's bits can say; without limit for floats."""
-    if signal.is_float:
-        return -math.inf, math.inf
-    low, high = raw_range(signal)
-    ends = sorted((low * signal.factor + signal.offset, high * signal.factor + signal.offset))
-    return float(ends[0]), float(ends[1])
-
-
-def raw_range(signal: Signal) -> tuple[int, int]:
-    if signal.signed:
-        return -(1 << (signal.length - 1)), (1 << (signal.length - 1)) - 1
-    return 0, (1 << signal.length) - 1
-
-
 def _constant(node: ast.expr) -> float | None:
     """A number written as one, with or without a sign."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
@@ -472,9 +415,3 @@ def _is_text(node: ast.expr) -> bool:
 
 def _is_truth(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, bool)
-
-
-def _close(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    import difflib  # here: a vehicle needs it only where something is wrong
-
-    return difflib.get_close_matches(word, list(known), n, cutoff)

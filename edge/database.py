@@ -143,6 +143,9 @@ class _File:
 
     def _loaded(self) -> Database:
         """Loaded without cantools' strict checks, which it would apply to the file as a whole; _check does."""
+        if self._suffix == ".arxml" and not re.search(r"<(?:AR-PACKAGES|TOP-LEVEL-PACKAGES)\b", self._text):
+            problem = "holds no AR-PACKAGES: it is a part of an ARXML file, or none"
+            raise InputError(self._path, problem, "give the system description, or the ECU extract")
         self._refuse_far_fields()
         self._refuse_wide_ranges()
         for _ in range(MAX_CORRECTIONS):

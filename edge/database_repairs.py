@@ -51,8 +51,7 @@ def tidy(text: str, suffix: str) -> str:
 
 def correct(text: str, suffix: str, error: str) -> tuple[str, list[Correction]] | None:
     """The text without the cause of this error of the parser; None if it is not known how."""
-    rules = DBC_RULES if suffix == ".dbc" else KCD_RULES if suffix == ".kcd" else {}
-    for pattern, rule in rules.items():
+    for pattern, rule in RULES[suffix].items():
         if found := re.search(pattern, error):
             corrected, corrections = rule(text, found)
             return (corrected, corrections) if corrections else None
@@ -151,6 +150,104 @@ def _mark_kcd_extended(text: str, error: re.Match[str]) -> tuple[str, list[Corre
     return re.sub(r"<Message\b[^>]*>", marked, text), corrections
 
 
+def _as_sym_6(text: str, error: re.Match[str]) -> tuple[str, list[Correction]]:
+    """SYM 5.0 says the same in other words, but for names with blanks, which 6.0 cannot have."""
+    version = re.search(r"^FormatVersion=5\.0", text, re.MULTILINE)
+    if version is None:
+        return text, []
+    corrections = [Correction(_line(text, version.start()), "", "is of format 5.0", "read as 6.0")]
+    text = re.sub(r"^FormatVersion=5\.0", "FormatVersion=6.0", text, flags=re.MULTILINE)
+    text = re.sub(r"^enum[ \t]+", "Enum=", text, flags=re.MULTILINE)
+    text = re.sub(r"^DLC=", "Len=", text, flags=re.MULTILINE)
+
+    def joined(found: re.Match[str]) -> str:
+        name = "_".join(found[2].split())
+        problem = f"the name {found[2]!r} has a blank"
+        corrections.append(Correction(_line(text, found.start()), "", problem, f"called {name}"))
+        return found[1] + name
+
+    kinds = "unsigned|signed|bit|char|string|float|double|raw"
+    return re.sub(
+        rf"^(Var=)(\w+(?:[ \t]+\w+)+?)(?=[ \t]+(?:{kinds})[ \t]+\d)", joined, text, flags=re.MULTILINE
+    ), corrections
+
+
+def _drop_empty_multiplexer(text: str, error: re.Match[str]) -> tuple[str, list[Correction]]:
+    """A multiplexer of no bits selects nothing: what follows it is always there."""
+    corrections = []
+
+    def dropped(found: re.Match[str]) -> str:
+        problem = f"multiplexer {error[1]} has no bits"
+        done = "left out; its signals are always there"
+        corrections.append(Correction(_line(text, found.start()), error[2], problem, done))
+        return _blanked(found)
+
+    return re.sub(rf"^Mux={re.escape(error[1])}[ \t]+\d+,0[ \t].*$", dropped, text, flags=re.MULTILINE), corrections
+
+
+COEFFICIENTS = "COMPU-RATIONAL-COEFFS"
+
+
+def _straighten(text: str, error: re.Match[str]) -> tuple[str, list[Correction]]:
+    """Conversions that are not (offset, factor) over one denominator: without what is zero, else raw values.
+
+    AUTOSAR TPS Software Component Template, "CompuRationalCoeffs": a quotient of two polynomials.
+    """
+    corrections = []
+
+    def straightened(found: re.Match[str]) -> str:
+        block = re.sub(r"<!--.*?-->", "", found[0], flags=re.DOTALL)
+        above, below = (_values(block, tag) for tag in ("COMPU-NUMERATOR", "COMPU-DENOMINATOR"))
+        if len(above) == 2 and len(below) == 1 and _is_not_zero(below[0]):
+            return found[0]
+        before = text[: found.start()]
+        name = re.search(r"<SHORT-NAME>([^<]*)", before[before.rfind("<COMPU-METHOD") :])
+        counts = f"{len(above)} numerator and {len(below)} denominator values"
+        done = "those beyond the line are zero, and left out"
+        if len(above) < 2 or not below or not _is_not_zero(below[0]) or any(map(_is_not_zero, above[2:] + below[1:])):
+            above, below, done = ["0", "1"], ["1"], "which is no line: its signals have their raw values"
+        problem = f"COMPU-METHOD {name[1] if name else '?'} has {counts}"
+        corrections.append(Correction(_line(text, found.start()), "", problem, done))
+        rows = ["".join(f"<V>{value}</V>" for value in values) for values in (above[:2], below[:1])]
+        inner = f"<COMPU-NUMERATOR>{rows[0]}</COMPU-NUMERATOR><COMPU-DENOMINATOR>{rows[1]}</COMPU-DENOMINATOR>"
+        return f"<{COEFFICIENTS}>{inner}" + "\n" * found[0].count("\n") + f"</{COEFFICIENTS}>"
+
+    return re.sub(rf"<{COEFFICIENTS}>.*?</{COEFFICIENTS}>", straightened, text, flags=re.DOTALL), corrections
+
+
+def _values(block: str, tag: str) -> list[str]:
+    part = re.search(rf"<{tag}>.*?</{tag}>", block, re.DOTALL)
+    return re.findall(r"<V>\s*([^<]*?)\s*</V>", part[0]) if part else []
+
+
+def _is_not_zero(text: str) -> bool:
+    try:
+        return float(text) != 0
+    except ValueError:
+        return True
+
+
+# What refers to something, by the reference that may lead nowhere.
+HOLDERS = {"FRAME": "CAN-FRAME-TRIGGERING", "PDU": "PDU-TO-FRAME-MAPPING", "SIGNAL": "I-SIGNAL-TO-I-PDU-MAPPING"}
+
+
+def _drop_dangling(text: str, error: re.Match[str]) -> tuple[str, list[Correction]]:
+    """The frame, PDU or signal of a reference to something that the file does not hold."""
+    holder = next((tag for end, tag in HOLDERS.items() if error[1].endswith(end)), None)
+    reference = re.search(rf"<{error[1]}-REF\b[^>]*>\s*{re.escape(error[2])}\s*</", text)
+    if holder is None or reference is None:
+        return text, []
+    start, end = text.rfind(f"<{holder}", 0, reference.start()), text.find(f"</{holder}>", reference.start())
+    if start < 0 or end < 0 or f"</{holder}>" in text[start : reference.start()]:
+        return text, []
+    name = re.search(r"<SHORT-NAME>([^<]*)", text[start:end])
+    problem = f"refers to {error[2]}, which is not in the file"
+    correction = Correction(
+        _line(text, reference.start()), name[1] if name else "", problem, f"that {holder} is left out"
+    )
+    return _blank(text, start, end + len(f"</{holder}>")), [correction]
+
+
 Rule = Callable[[str, re.Match[str]], tuple[str, list[Correction]]]
 
 DBC_RULES: dict[str, Rule] = {
@@ -160,6 +257,16 @@ DBC_RULES: dict[str, Rule] = {
     r"The signal (\S+) length \S+ is not greater than 0 in message (\S+)\.": _drop_signal,
 }
 KCD_RULES: dict[str, Rule] = {r"Standard frame id 0x[0-9a-f]+ is more than 11 bits": _mark_kcd_extended}
+SYM_RULES: dict[str, Rule] = {
+    r"Only SYM version 6\.0 is supported": _as_sym_6,
+    r"The signal (\S+) length 0 is not greater than 0 in message (\S+)\.": _drop_empty_multiplexer,
+}
+ARXML_RULES: dict[str, Rule] = {
+    r"Expected \d (?:numerator|denominator) values? for linear scaling": _straighten,
+    r"division by zero": _straighten,
+    r"ncountered dangling reference (\S+)-REF of type \S+ (\S+)": _drop_dangling,
+}
+RULES = {".dbc": DBC_RULES, ".kcd": KCD_RULES, ".sym": SYM_RULES, ".arxml": ARXML_RULES}
 
 
 def _statements(text: str) -> Iterator[Statement]:

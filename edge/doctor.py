@@ -12,15 +12,18 @@ from typing import Any
 
 import msgspec
 
-from edge.condition import Names
 from edge.errors import InputError
 from edge.line import Line, Stream
 from edge.message import Quality
+from edge.names import Names
 from edge.source import Source
 
 STATUS_FILE = "status-collector.json"
 SILENT_S = 2.0  # a bus without a frame for so long is called silent
 NAMED = 8  # messages that are named one by one
+FEW = 100  # frames: fewer say nothing
+UNTOLD = ("frames", "last_us", "transport")
+BUS_WORDS = {"unknown": "of no message", "segments": "parts of messages", "short": "too short", "dropped": "dropped"}
 OLD_S = 30.0  # a status file of that age is of a collector that does not run
 
 
@@ -33,8 +36,13 @@ def describe(line: Line, source: Source, names: Names, refused: Mapping[str, str
     buses: dict[str, dict[str, Any]] = {}
     transport = line.assembler.counters()
     for number, name in enumerate(names.buses):
-        frames, last_us = line.traffic.bus(number)
-        buses[name] = {"frames": frames, "last_us": None if last_us is None else last_us + offset_us}
+        counted = line.traffic.bus(number)._asdict()
+        last_us = counted.pop("last_us")
+        buses[name] = {
+            **counted,
+            "dropped": source.dropped.get(name, 0),
+            "last_us": None if last_us is None else last_us + offset_us,
+        }
         if number in transport:  # messages in several frames: J1939 transport protocol, fast packet, ISO-TP
             buses[name]["transport"] = dict(zip(("assembled", "failed", "stray"), transport[number], strict=True))
     return {
@@ -109,8 +117,7 @@ def explain(status: Mapping[str, Any]) -> list[str]:
     if not source["frames"]:
         lines.append(f"source {source['name']} has not given a single frame yet")
     for name, bus in status["buses"].items():
-        if said := _silence(bus, status["now_us"]):
-            lines.append(f"bus {name}: {said}")
+        lines += [f"bus {name}: {said}" for said in _of_bus(bus, status["now_us"])]
     for name, reason in status["refused"].items():
         lines.append(f"{name} is refused, and what was valid before goes on: {reason}")
     if not status["campaigns"]:
@@ -168,6 +175,33 @@ def _of_condition(
         yield f"its condition was looked at {condition['evaluated']:,} times and never true; {values}"
     elif condition["cooled_down"] == condition["true"]:
         yield f"its condition was true {condition['true']} times, each within cooldown_s"
+
+
+def _of_bus(bus: Mapping[str, Any], now_us: int) -> Iterable[str]:
+    """Silence, and what is lost on it. Counters that a healthy bus has too are in no sentence: see bus_lines."""
+    if said := _silence(bus, now_us):
+        yield said
+    if bus["dropped"]:
+        yield f"the kernel dropped {bus['dropped']:,} frames, because the collector did not read them in time"
+    if bus["error"]:
+        yield f"{bus['error']:,} error frames: look at its wiring, termination and bit rate"
+    if bus["frames"] >= FEW and bus["unknown"] == bus["frames"]:
+        yield f"none of its {bus['frames']:,} frames is in the manifest: is it compiled from this bus's databases?"
+    if bus["short"] > max(FEW, bus["frames"] / 100):
+        yield f"{bus['short']:,} of {bus['frames']:,} frames are shorter than the manifest says"
+    transport = bus.get("transport", {"assembled": 0, "failed": 0})
+    if transport["failed"] > max(FEW, transport["assembled"]):
+        yield f"{transport['failed']:,} messages in several frames were not whole, {transport['assembled']:,} were"
+
+
+def bus_lines(status: Mapping[str, Any]) -> list[str]:
+    """A line for each bus, with whatever it has counted."""
+    lines = []
+    for name, bus in status["buses"].items():
+        counted = {**bus, **{f"messages in segments {key}": n for key, n in bus.get("transport", {}).items()}}
+        told = [f"{n:,} {BUS_WORDS.get(key, key)}" for key, n in counted.items() if key not in UNTOLD and n]
+        lines.append(f"bus {name}: {bus['frames']:,} frames" + "".join(f", {text}" for text in told))
+    return lines
 
 
 def _silence(bus: Mapping[str, Any], now_us: int) -> str:

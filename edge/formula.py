@@ -20,7 +20,7 @@ Steps = tuple[tuple[str, float], ...]
 
 
 def parse(text: str, place: str) -> Steps:
-    """The formula as steps of edge.manifest.STEPS. Raises InputError: it is none, or goes beyond the language."""
+    """The formula as steps of edge.vss_signal.STEPS. Raises InputError: it is none, or goes beyond the language."""
     if len(text) > MOST_CHARACTERS:
         raise InputError(place, f"has {len(text)} characters", f"at most {MOST_CHARACTERS}")
     try:

@@ -228,10 +228,10 @@ class Line:
     def take(self, batch: Batch, ending: Collection[str] = ()) -> list[NewRecord]:
         """The records of a batch; streams in ending give out what they still hold."""
         self.samples = 0
-        self.traffic.note(batch.frames)
-        self.ring.append(batch.frames)
         self._messages.clear()
         self.assembler.assemble(batch.frames, self._messages)
+        self.traffic.note(batch.frames, self.assembler)
+        self.ring.append(batch.frames)
         self._decoded = False
         self._kept.clear()
         records: list[NewRecord] = []

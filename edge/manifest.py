@@ -19,6 +19,8 @@ from edge.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path  # not at run time: it takes longer to import than a manifest to read
 
+    from edge.vss_signal import VssSignal
+
 FORMAT = "bordnetz-manifest 1 sha256:"
 # How frames of a message are found and put together.
 #   j1939, nmea2000     by parameter group; over eight bytes by its transport protocol, or as a fast packet
@@ -94,11 +96,6 @@ class Message(NamedTuple):
         return self.extended and self.protocol in BY_PGN
 
     @property
-    def in_segments(self) -> bool:
-        """Comes in several frames, always or where it is long."""
-        return self.protocol.startswith("isotp") or (self.is_by_pgn and self.length > 8)
-
-    @property
     def pgn(self) -> int:
         """SAE J1939-21: the destination address is no part of the group where PDU format is below 240."""
         return pgn_of(self.id)
@@ -129,58 +126,6 @@ def no_values(message: Message, signal: Signal) -> tuple[tuple[int, int, str], .
     return tuple(found)
 
 
-# What a program of a VssSignal is made of: what each step does to the number of values on its stack.
-STEPS = {"X": 1, "CONST": 1, "ADD": -1, "SUB": -1, "MUL": -1, "DIV": -1, "MIN": -1, "MAX": -1}
-STEPS |= {"NEG": 0, "ABS": 0, "FLOOR": 0, "CEIL": 0, "ROUND": 0}
-AS_IT_IS = (("X", 0.0),)
-
-
-class VssSignal(NamedTuple):
-    """A signal under its name in the Vehicle Signal Specification; edge/vss.py makes them of overlays.
-
-    signal: its place among all signals of the manifest. Its value in VSS is what steps (in postfix; X is the physical
-    value, ROUND goes to even) make of the physical value, and values say of some raw values why there is none; or,
-    where steps is None, that of the raw value in values, and no other raw value has one. interval_ms, on_change: what
-    the overlay asks for. private: tagged so; no glob means it.
-    """
-
-    path: str
-    signal: int
-    datatype: str = ""
-    unit: str = ""
-    steps: tuple[tuple[str, float], ...] | None = AS_IT_IS
-    values: dict[int, str | bool | int | float] = {}  # noqa: RUF012 (never changed)
-    interval_ms: int = 0
-    on_change: bool = False
-    private: bool = False
-
-    @property
-    def line(self) -> tuple[float, float] | None:
-        """(a, b) where the value is a * x + b, None where it is not."""
-        if self.steps is None or self.values:
-            return None
-        stack: list[tuple[float, float]] = []
-        for op, number in self.steps:
-            if op in ("X", "CONST"):
-                stack.append((1.0, 0.0) if op == "X" else (0.0, number))
-                continue
-            a, b = stack.pop()
-            if op == "NEG":
-                stack.append((-a, -b))
-            elif op in ("ADD", "SUB"):
-                sign, (c, d) = 1.0 if op == "ADD" else -1.0, stack.pop()
-                stack.append((c + sign * a, d + sign * b))
-            elif op == "MUL" and (a == 0 or stack[-1][0] == 0):
-                c, d = stack.pop()
-                stack.append((a * d + b * c, b * d))
-            elif op == "DIV" and a == 0 and b != 0:
-                c, d = stack.pop()
-                stack.append((c / b, d / b))
-            else:
-                return None
-        return stack[0]
-
-
 class Source(NamedTuple):
     """A database the manifest was compiled from."""
 
@@ -201,7 +146,7 @@ class DecoderManifest:
         buses: tuple[str, ...],
         messages: tuple[Message, ...],
         sources: tuple[Source, ...] = (),
-        vss: tuple[VssSignal, ...] = (),
+        vss: "tuple[VssSignal, ...]" = (),
         *,
         body: bytes | None = None,
     ) -> None:
@@ -289,7 +234,7 @@ def _document(manifest: DecoderManifest) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _object(row: Signal | Message | VssSignal) -> dict[str, Any]:
+def _object(row: "Signal | Message | VssSignal") -> dict[str, Any]:
     defaults = row._field_defaults
     return {
         name: value
@@ -308,26 +253,12 @@ def _manifest(document: dict[str, Any], body: bytes) -> DecoderManifest:
             raise ValueError(f"{message.name} has the protocol {message.protocol!r}")
     sources = tuple(Source(**source) for source in document.get("sources", ()))
     count = sum(len(message.signals) for message in messages)
-    vss = tuple(_vss_signal(row, count) for row in document.get("vss", ()))
+    vss: tuple[VssSignal, ...] = ()
+    if "vss" in document:
+        from edge.vss_signal import parse_vss  # only where there are any: a vehicle's memory is tight
+
+        vss = tuple(parse_vss(row, count) for row in document["vss"])
     return DecoderManifest(tuple(document["buses"]), messages, sources, vss, body=body)
-
-
-def _vss_signal(row: dict[str, Any], signals: int) -> VssSignal:
-    if "values" in row:
-        row["values"] = {int(raw): value for raw, value in row["values"].items()}
-    if row.get("steps") is not None:
-        row["steps"] = tuple((op, float(number)) for op, number in row["steps"])
-    vss = VssSignal(**row)
-    if not 0 <= vss.signal < signals:
-        raise ValueError(f"{vss.path} is of signal {vss.signal} of {signals}")
-    depth = 0
-    for op, _ in vss.steps or ():
-        depth += STEPS[op]
-        if depth < 1:
-            raise ValueError(f"{vss.path} has a program that takes more than there is")
-    if vss.steps is not None and depth != 1:
-        raise ValueError(f"{vss.path} has a program that leaves {depth} values")
-    return vss
 
 
 def _signal(row: dict[str, Any]) -> Signal:

@@ -20,13 +20,13 @@ from cy_core.frames import Frames
 from cy_core.ring import Ring
 from edge import block
 from edge.campaign import Selection
-from edge.condition import Names
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Signal
 from edge.message import UNIT_BYTES, Clock, Coverage, Quality
+from edge.names import Names
 
 READ_FRAMES = 32_768
 ENVELOPE_BYTES = 200  # of a message, with its topic and properties

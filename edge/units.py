@@ -86,7 +86,7 @@ def unit_of(text: str) -> Unit | None:
 
 
 def conversion(source: str, target: str) -> tuple[tuple[str, float], ...] | None:
-    """What turns a number of source into one of target: steps of edge.manifest.STEPS. None where nothing does."""
+    """What turns a number of source into one of target: steps of edge.vss_signal.STEPS. None where nothing does."""
     steps: list[tuple[str, float]] = [("X", 0.0)]
     one, other = unit_of(source), unit_of(target)
     if one is other is None and source.strip().lower() == target.strip().lower():

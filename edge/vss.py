@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edge.campaign import is_private
-from edge.condition import Names, raw_range
 from edge.database import Diagnostic
 from edge.errors import InputError
 from edge.formula import Steps
 from edge.formula import parse as parse_formula
-from edge.manifest import AS_IT_IS, DecoderManifest, Message, Signal, VssSignal
+from edge.manifest import DecoderManifest, Message, Signal
+from edge.names import Names, raw_range
 from edge.units import conversion
+from edge.vss_signal import AS_IT_IS, VssSignal
 from edge.vss_tree import Node, expand, read
 
 DBC2VSS, PROFILE = ("dbc2vss", "dbc"), "network_serialization"

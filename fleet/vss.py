@@ -20,7 +20,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, VssSignal
+from edge.manifest import DecoderManifest
+from edge.vss_signal import VssSignal
 from fleet.table import LAYOUT, PARTITIONS, TEXT, read
 
 SCHEMA = pa.schema([("time_us", pa.int64()), ("path", TEXT), ("value", pa.float64()), ("text", TEXT)])

@@ -32,6 +32,7 @@ class HandSource:
 
     name = "hand"
     overflowed = 0
+    dropped: dict[str, int] = {}  # noqa: RUF012
     unparsed_lines = 0
     problem = ""
     clock = Clock()
@@ -257,6 +258,27 @@ def test_a_bad_campaign_does_not_stop_the_others() -> None:
 # -- sources
 
 
+@pytest.mark.parametrize("read", range(10))
+def test_a_message_in_segments_that_was_half_there_at_a_kill_is_whole_after_it(outbox: Outbox, read: int) -> None:
+    frames = [frame for n in range(3) for frame in broadcast(n * 1_000_000, n)]
+    selection = compile_campaign("all", Campaign({"DM1.Last": SignalRule()}), LONG)
+
+    def collect(source: HandSource) -> None:
+        collector = Collector(source, Decoder(LONG), outbox)
+        collector.select([selection], 60, 100)
+        while source.waiting:
+            collector.step()
+            collector.store(last=source.ended)
+
+    collect(HandSource().put(*frames[:read]))  # and is not heard of again
+    rest = HandSource().put(*frames[read:])
+    rest.ended = True
+    collect(rest)
+    plan = Decoder(LONG).plan
+    groups = [group for _, each in stored(outbox) for group in block.decode(each.data, plan).groups()]
+    assert [time_us for group in groups for time_us in group.times.tolist()] == [100_000, 1_100_000, 2_100_000]
+
+
 def test_a_replay_resumes_exactly_behind_its_cursor(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("".join(f"({n}.0) can0 001#{n:02X}\nno frame\n" for n in range(20)))
@@ -337,6 +359,18 @@ def test_a_window_holds_messages_that_began_before_it(outbox: Outbox) -> None:
     assert sum(stored_block.counters.samples for _, stored_block in stored(outbox)) == 1
 
 
-def test_a_condition_on_a_message_in_several_frames_is_refused() -> None:
-    with pytest.raises(InputError, match="comes in several frames"):
-        compile_campaign("event", Campaign({"*.Last": SignalRule()}, when="DM1.Last == 1"), LONG)
+@pytest.mark.parametrize("block_frames", [1, 2, 3, 4, 5, 100])
+def test_an_event_begins_at_the_last_frame_of_a_message_in_several_wherever_blocks_end(
+    outbox: Outbox, block_frames: int
+) -> None:
+    both = DecoderManifest(("can0",), (MANIFEST.messages[0], *LONG.messages))
+    frames = [frame for n in range(3) for frame in broadcast(n * 1_000_000, n)]
+    around = [motion(n) for n in (1_049_999, 1_050_000, 1_099_999, 1_100_000, 1_150_000, 1_150_001)]
+    source = HandSource().put(*sorted([*frames, *around]))
+    source.ended = True
+    collector = Collector(source, Decoder(both), outbox)
+    campaign = Campaign({"Motion.Speed": SignalRule()}, when="DM1.Last == 1", before_s=0.05, after_s=0.05)
+    collector.select([compile_campaign("event", campaign, both)], 60, block_frames)
+    collector.run(lambda: False)
+    assert collector.line.streams["event"].tally.events == 1
+    assert sum(stored_block.counters.samples for _, stored_block in stored(outbox)) == 4  # 1.05 to 1.15 s

@@ -6,13 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cy_core.assemble import Assembler
+from cy_core.frames import Frames
 from cy_core.traffic import Traffic
-from edge.condition import Names, compile_condition
+from edge.condition import compile_condition
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Message, Signal
+from edge.names import Names
 from tests.reference.condition import SlowCondition
 from tests.strategies import Frame, batch, manifests, traffic
+from tests.test_transport import MANIFEST as TRANSPORT
+from tests.test_transport import as_isotp, broken_traffic
 
 MANIFEST = DecoderManifest(
     ("can0", "can1"),
@@ -30,10 +35,11 @@ def hits(text: str, manifest: DecoderManifest, frames: list[Frame], cuts: list[i
     """The numbers of the frames that are hits, with the batch split at cuts."""
     plan = Decoder(manifest).plan
     condition = compile_condition(text, Names(manifest)).condition(plan, cooldown_us)
-    seen, found, start = Traffic(plan), [], 0
+    seen, assembler, found, start = Traffic(plan), Assembler(plan), [], 0
     for end in [*sorted(cuts), len(frames)]:
         piece = batch(frames[start:end])
-        seen.note(piece)
+        assembler.assemble(piece, Frames())
+        seen.note(piece, assembler)
         found += [start + number for number in condition.run(piece, seen)]
         start = end
     return found, condition
@@ -86,8 +92,8 @@ def logics(draw: Any, signals: list[str], labelled: list[tuple[str, str]], depth
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_any_condition_is_true_at_the_frames_that_the_slow_twin_says_wherever_batches_are_split(data: Any) -> None:
-    manifest = data.draw(manifests().filter(lambda made: any(m.signals and not m.in_segments for m in made.messages)))
-    full = [(f"{m.bus}.{name}", signal) for name, m, signal in manifest.names() if not m.in_segments]
+    manifest = data.draw(manifests().filter(lambda made: any(m.signals for m in made.messages)))
+    full = [(f"{m.bus}.{name}", signal) for name, m, signal in manifest.names()]
     labelled = [(name, label) for name, signal in full if not signal.is_float for label in signal.labels.values()]
     text = data.draw(logics([name for name, _ in full], labelled))
     if not any(name in text for name, _ in full):
@@ -100,6 +106,39 @@ def test_any_condition_is_true_at_the_frames_that_the_slow_twin_says_wherever_ba
     found, condition = hits(text, manifest, frames, cuts, cooldown_us)
     assert found == expected
     assert (condition.evaluated, condition.cooled) == (slow.evaluated, slow.cooled)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_condition_sees_a_message_in_segments_at_its_last_frame_wherever_batches_are_split(data: Any) -> None:
+    frames = data.draw(broken_traffic())
+    names = [f"{message.bus}.{name}" for name, message, _ in TRANSPORT.names()]
+    text = data.draw(logics(names, [], 2))
+    if not any(name in text for name in names):
+        text = f"{text} or {names[1]} + 0 > 40 + 0"
+    cuts = data.draw(st.lists(st.integers(0, len(frames)), max_size=4))
+    slow = SlowCondition(text, TRANSPORT)
+    expected = slow.run(frames)
+    found, condition = hits(text, TRANSPORT, frames, cuts)
+    assert found == expected
+    assert condition.evaluated == slow.evaluated
+
+
+@pytest.mark.parametrize("split", range(9))
+def test_a_message_in_segments_is_seen_once_with_its_last_byte_at_the_time_of_its_last_frame(split: int) -> None:
+    payload = bytes(40) + bytes(range(10)) + b"\x63" + bytes(11)
+    sent = [(1000 * number, *frame) for number, frame in enumerate(as_isotp(payload, 2, 0x7E8))]
+    frames: list[Frame] = [(time_us, bus, can_id, 0, data) for time_us, bus, can_id, data in sent]
+    found, condition = hits("car.ENGINE.W == 99 and ENGINE.V == 0", TRANSPORT, frames, [split])
+    assert found == [len(frames) - 1]
+    assert condition.state()[0][1:] == (99.0, frames[-1][0], 1)
+
+
+def test_a_condition_on_segments_needs_to_know_what_was_put_together_of_these_very_frames() -> None:
+    plan = Decoder(TRANSPORT).plan
+    assembler, seen = Assembler(plan), Traffic(plan)
+    with pytest.raises(ValueError, match="has not assembled these 1 frames"):
+        seen.note(batch([(0, 2, 0x7E8, 0, bytes(8))]), assembler)
 
 
 def motion(time_s: float, speed: float, gear: int = 0) -> Frame:

@@ -111,20 +111,90 @@ def test_all_databases_load_but_these_and_each_says_why_not() -> None:
                 assert all("\n" not in str(diagnostic) and path.name in str(diagnostic) for diagnostic in diagnostics)
             except InputError as error:
                 refused[path.name] = error.problem
-    assert {name: problem.removeprefix("does not load: ") for name, problem in refused.items()} == {
-        "canmatrix__ARXMLCompuMethod1.arxml": "'NoneType' object is not iterable (TypeError)",  # a part of a file
-        "canmatrix__ARXML_min_max.arxml": "Expected 1 denominator value for linear scaling, but got 2. (ValueError)",
-        "canmatrix__from_dbc_test.sym": "Only SYM version 6.0 is supported.",
-        "canmatrix__test_test.kcd.sym": "Only SYM version 6.0 is supported.",
-        "cantools__issue_138.sym": "The signal M length 0 is not greater than 0 in message Status.",
-        "cantools__jopp-5.0.sym": "Only SYM version 6.0 is supported.",
-        "cantools__system-dangling-reference-4.2.arxml": "Encountered dangling reference FRAME-REF of type "
-        '"CAN-FRAME": /PackageDoesNotExist/Message1 (ValueError)',
-        "cantools__system-missing-denominator-4.2.arxml": "Expected 1 denominator value for linear scaling, but got 0. "
-        "(ValueError)",
-        "cantools__system-missing-factor-4.2.arxml": "Expected 2 numerator values for linear scaling, but got 1. "
-        "(ValueError)",
+    assert refused == {
+        "canmatrix__ARXMLCompuMethod1.arxml": "holds no AR-PACKAGES: it is a part of an ARXML file, or none",
     }
+
+
+@without_data
+@pytest.mark.parametrize(
+    ("name", "counts", "said"),
+    [
+        ("canmatrix__from_dbc_test.sym", (2, 2), ":1: is of format 5.0; read as 6.0"),
+        (
+            "canmatrix__test_test.kcd.sym",
+            (25, 155),
+            ":81: the name 'RealPower command' has a blank; called RealPower_c",
+        ),
+        ("cantools__issue_138.sym", (1, 9), ":25: Status: multiplexer M has no bits; left out; its signals are always"),
+        (
+            "cantools__system-dangling-reference-4.2.arxml",
+            (0, 0),
+            ":18: message1: refers to /PackageDoesNotExist/Message1",
+        ),
+        ("canmatrix__ARXML_min_max.arxml", (1, 6), ":405: COMPU-METHOD New_Frame_NewPDU_NewSignal_Encoding has 2 num"),
+        (
+            "cantools__system-missing-denominator-4.2.arxml",
+            (1, 1),
+            ":83: COMPU-METHOD Signal1 has 2 numerator and 0 den",
+        ),
+        ("cantools__system-missing-factor-4.2.arxml", (1, 1), ":83: COMPU-METHOD Signal1 has 1 numerator and 1 denomi"),
+    ],
+)
+def test_a_file_whose_bits_are_clear_loads_and_the_line_of_each_repair_is_told(
+    name: str, counts: tuple[int, int], said: str
+) -> None:
+    manifest, diagnostics = compile_databases({"can0": [DATA / "databases" / name]})
+    assert (len(manifest.messages), sum(len(message.signals) for message in manifest.messages)) == counts
+    assert any(str(diagnostic).startswith(name + said) for diagnostic in diagnostics), list(map(str, diagnostics))
+
+
+@without_data
+def test_a_symbol_file_of_format_5_means_what_it_means_in_format_6() -> None:
+    five, six = (
+        {(message.id, message.name): message for message in load_databases({"can0": [path]}).messages}
+        for path in (DATA / "databases" / f"cantools__jopp-{version}.sym" for version in ("5.0", "6.0"))
+    )
+    assert {name for _, name in five} == {"Message1", "Message2", "Symbol1", "Symbol2"}
+    common = five.keys() & six.keys()
+    assert {name for _, name in common} == {"Message1", "Message2", "Symbol1", "Symbol2"}
+    for key in common:  # in the other file, the ids of Message2 have eight digits
+        assert five[key] == six[key]._replace(extended=False)
+
+
+@pytest.mark.parametrize(
+    ("numerator", "denominator", "scale", "done"),
+    [
+        (("-40", "0.5"), ("1",), (0.5, -40), None),
+        (("-40", "0.5", "0"), ("2", "0.0"), (0.25, -20), "those beyond the line are zero, and left out"),
+        (("0", "1", "3"), ("1",), (1, 0), "which is no line: its signals have their raw values"),
+        (("0", "2"), ("0",), (1, 0), "which is no line: its signals have their raw values"),
+        (("0", "1"), ("0", "1"), (1, 0), "which is no line: its signals have their raw values"),
+        (("7",), ("1",), (1, 0), "which is no line: its signals have their raw values"),
+        ((), (), (1, 0), "which is no line: its signals have their raw values"),
+    ],
+)
+@without_data
+def test_a_conversion_of_arxml_is_a_line_or_its_signals_are_raw_and_the_method_is_named(
+    tmp_path: Path,
+    numerator: tuple[str, ...],
+    denominator: tuple[str, ...],
+    scale: tuple[float, float],
+    done: str | None,
+) -> None:
+    text = (DATA / "databases/cantools__system-missing-factor-4.2.arxml").read_text()
+    for tag, values in (("NUMERATOR", numerator), ("DENOMINATOR", denominator)):
+        rows = "".join(f"<V>{value}</V>" for value in values)
+        text = re.sub(rf"<COMPU-{tag}>.*</COMPU-{tag}>", f"<COMPU-{tag}>{rows}</COMPU-{tag}>", text)
+    path = tmp_path / "a.arxml"
+    path.write_text(text)
+    manifest, diagnostics = compile_databases({"can0": [path]})
+    (signal,) = manifest.messages[0].signals
+    assert (signal.factor, signal.offset) == scale
+    count = f"{len(numerator)} numerator and {len(denominator)} denominator values"
+    assert [str(d) for d in diagnostics if "COMPU-METHOD" in d.problem] == (
+        [] if done is None else [f"a.arxml:83: COMPU-METHOD Signal1 has {count}; {done}"]
+    )
 
 
 @without_data
@@ -359,7 +429,8 @@ def test_a_conversion_that_is_not_linear_is_named(tmp_path: Path) -> None:
         ("a.txt", "", r"a\.txt: is no database by its suffix; known are \.dbc"),
         ("a.dbc", "nothing at all", r"a\.dbc:1: does not load: Invalid syntax"),
         ("a.kcd", "<a>\n<b></a>", r"a\.kcd:2: does not load: mismatched tag"),
-        ("a.sym", "FormatVersion=5.0\n", r"a\.sym: does not load: Only SYM version 6.0"),
+        ("a.sym", "FormatVersion=4.0\n", r"a\.sym: does not load: Only SYM version 6.0"),
+        ("a.arxml", "<AUTOSAR/>", r"a\.arxml: holds no AR-PACKAGES"),
         (
             "a.dbc",
             HEAD + "SG_MUL_VAL_ 1 A B 0-4294967295;",

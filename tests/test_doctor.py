@@ -11,14 +11,17 @@ from click.testing import CliRunner
 from cy_core.frames import Frames
 from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.cli import main
-from edge.condition import Names
 from edge.decoder import Decoder
-from edge.doctor import describe, examine, explain, write_status
+from edge.doctor import bus_lines, describe, examine, explain, write_status
 from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.message import Clock, Coverage, Quality
+from edge.names import Names
 from tests.strategies import batch
 from tests.test_collector import MANIFEST, HandSource
+from tests.test_transport import MANIFEST as TRANSPORT
+from tests.test_transport import as_isotp
+from tests.test_transport import frame as frame_of
 
 NOON_US = 1_800_000_000_000_000 - 1_800_000_000_000_000 % 86_400_000_000 + 43_200_000_000
 
@@ -137,3 +140,43 @@ async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_
         while not device.hub.counters["messages"]:
             await device.hub.changed(60)
         assert examine(device.host_path(VEHICLE_FOLDER) / "outbox")[0]["source"]["name"].startswith("replay:drive.log")
+
+
+def test_what_is_wrong_on_a_bus_is_said_and_the_rest_is_counted() -> None:
+    odd = [(NOON_US, 0, can_id, 0, b"") for can_id in (0x20000004, 0x20000004, 0x40000001)]
+    short = [(NOON_US, 0, 1, 0, b"\x05")] * 101
+    unknown = [frame(0.001 * n, 1, 99) for n in range(120)]
+    frames = [*odd, *short, *(frame(0.001 * n) for n in range(60)), *unknown, frame(0.2)]
+    line, source = Line(Decoder(MANIFEST)), RecordedSource()
+    source.dropped = {"can0": 7}
+    line.take(Batch(batch(frames), Coverage("s", 0, len(frames)), source.clock))
+    source.position = len(frames)
+    status = json.loads(json.dumps(describe(line, source, Names(MANIFEST), {})))
+    can0, can1 = status["buses"]["can0"], status["buses"]["can1"]
+    assert {key: can0[key] for key in ("frames", "unknown", "short", "segments", "remote", "error", "dropped")} == {
+        "frames": 162, "unknown": 0, "short": 101, "segments": 0, "remote": 1, "error": 2, "dropped": 7,
+    }  # fmt: skip
+    assert (can1["frames"], can1["unknown"]) == (120, 120)
+    assert explain(status)[:4] == [
+        "bus can0: the kernel dropped 7 frames, because the collector did not read them in time",
+        "bus can0: 2 error frames: look at its wiring, termination and bit rate",
+        "bus can0: 101 of 162 frames are shorter than the manifest says",
+        "bus can1: none of its 120 frames is in the manifest: is it compiled from this bus's databases?",
+    ]
+    assert bus_lines(status) == [
+        "bus can0: 162 frames, 101 too short, 1 remote, 2 error, 7 dropped",
+        "bus can1: 120 frames, 120 of no message",
+    ]
+
+
+def test_messages_in_segments_are_received_ones_and_their_parts_are_not_unknown() -> None:
+    segments = [frame_of(n, *each) for n, each in enumerate(as_isotp(bytes(20), 2, 0x7E8))]
+    stray = [frame_of(9, 2, 0x7E8, b"\x21" + bytes(7))]
+    line, source = Line(Decoder(TRANSPORT)), RecordedSource()
+    line.select([compile_campaign("all", Campaign({"ENGINE.*": SignalRule()}), TRANSPORT)], 0)
+    line.take(Batch(batch(segments + stray), Coverage("s", 0, 4), source.clock))
+    status = describe(line, source, Names(TRANSPORT), {})
+    assert status["buses"]["car"]["transport"] == {"assembled": 1, "failed": 0, "stray": 1}
+    assert (status["buses"]["car"]["segments"], status["buses"]["car"]["unknown"]) == (4, 0)
+    assert status["campaigns"]["all"]["never_received"] == 0
+    assert line.traffic.bus(2).short == 1  # ENGINE.W lies behind its 20 bytes

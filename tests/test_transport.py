@@ -154,8 +154,35 @@ def test_broken_traffic_gives_what_the_slow_twin_gives_wherever_it_is_split(
     at = data.draw(st.integers(0, len(traffic)))
     found, counters = assembled(MANIFEST, traffic[:at], traffic[at:])
     assert found == twin.messages
+    half = Assembler(Plan(MANIFEST))
+    half.assemble(batch(traffic[:at]), first := Frames())
+    other = Assembler(Plan(MANIFEST))  # as after a restart
+    other.restore(half.save())
+    other.assemble(batch(traffic[at:]), rest := Frames())
+    assert [(f[0], f[1], f[2], f[4]) for f in (*first, *rest)] == twin.messages
     buses = set(twin.assembled) | set(twin.failed) | set(twin.stray)
     assert counters == {bus: (twin.assembled[bus], twin.failed[bus], twin.stray[bus]) for bus in buses}
+
+
+@given(broken_traffic(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_damaged_sessions_are_refused_or_go_on_and_never_reach_beyond_their_memory(
+    traffic: list[Frame], data: st.DataObject
+) -> None:
+    assembler = Assembler(Plan(MANIFEST))
+    assembler.assemble(batch(traffic[:-1]), Frames())
+    saved = bytearray(assembler.save() + bytes(1))[:-1]
+    for _ in range(data.draw(st.integers(1, 4)) if saved else 0):
+        saved[data.draw(st.integers(0, len(saved) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assembler.restore(bytes(saved[: data.draw(st.integers(0, len(saved)))]))
+    except ValueError as error:
+        if "damaged at byte" not in str(error):
+            raise
+    assembler.assemble(batch(traffic), Frames())
+    with pytest.raises(ValueError, match="damaged at byte 0"):
+        assembler.restore(b"\x01" * 7)
+    assert assembler.save() == b""
 
 
 @given(st.lists(messages(), min_size=1, max_size=8), st.data())
@@ -253,31 +280,40 @@ def frames_of(path: Path, manifest: DecoderManifest) -> Frames:
     return found
 
 
+UDS = {"hyundai-ev": "tp_uds.dbc", "nissan-leaf": "tp_uds_nissan.dbc", "kia-ev-1": "tp_uds.dbc"}  # log: its database
+
+
 @without_data
-@pytest.mark.parametrize(
-    ("log", "database", "can_ids"),
-    [("hyundai-ev", "tp_uds.dbc", {0x7EC, 0x7BB}), ("nissan-leaf", "tp_uds_nissan.dbc", {0x7BB})],
-)
-def test_diagnostic_answers_are_put_together_and_decoded_as_in_the_reference(
-    log: str, database: str, can_ids: set[int]
-) -> None:
+def test_there_is_a_test_for_every_recording_with_messages_in_segments() -> None:
+    with gzip.open(DATA / "uds_isotp_ev" / "isotp.jsonl.gz", "rt") as file:
+        assert {json.loads(line)["log"] for line in file} == {f"{log}.log" for log in UDS}
+    assert [path.parent.name for path in DATA.glob("*/isotp.jsonl.gz")] == ["uds_isotp_ev"]
+
+
+@without_data
+@pytest.mark.parametrize("log", UDS)
+def test_requests_and_answers_are_put_together_and_decoded_as_in_the_reference_and_no_others(log: str) -> None:
     folder = DATA / "uds_isotp_ev"
-    manifest = load_databases({"can1": [folder / database]}, {"can1": "isotp-length"})
-    decoder, whole = Decoder(manifest), Frames()
-    decoder.assembler().assemble(frames_of(folder / f"{log}.log.gz", manifest), whole)
     with gzip.open(folder / "isotp.jsonl.gz", "rt") as file:
-        lines = [line for line in map(json.loads, file) if line["log"] == f"{log}.log"]
-    wanted = [line for line in lines if int(line["id"], 16) in can_ids]
-    assert wanted
+        wanted = [line for line in map(json.loads, file) if line["log"] == f"{log}.log"]
+    known = load_databases({"can1": [folder / UDS[log]]}, {"can1": "isotp-length"})
+    others = {int(line["id"], 16) for line in wanted} - {message.id for message in known.messages}
+    plain = tuple(Message("can1", can_id, f"ID_{can_id:X}", 4095, protocol="isotp") for can_id in sorted(others))
+    manifest = DecoderManifest(("can1",), (*known.messages, *plain))
+    decoder, whole = Decoder(manifest), Frames()
+    assembler = decoder.assembler()
+    assembler.assemble(frames_of(folder / f"{log}.log.gz", manifest), whole)
     found = {(time_us, can_id): data for time_us, bus, can_id, _, data in whole if bus == 0}
+    lengths = {message.id for message in known.messages}  # their payload begins with it
     for line in wanted:
         can_id, payload = int(line["id"], 16), bytes.fromhex(line["payload"])
-        data = found[line["timestamp_us_last_frame"], can_id]
-        assert data == bytes([len(payload) & 0xFF]) + payload
+        data = found.pop((line["timestamp_us_last_frame"], can_id))
+        assert data == (bytes([len(payload) & 0xFF]) if can_id in lengths else b"") + payload
+        values, raws = decoder.decode("can1", can_id, data), decoder.decode("can1", can_id, data, raw=True)
         for name, (raw, value) in line.get("signals", {}).items():
-            message = line["message"]
-            assert decoder.decode("can1", can_id, data, raw=True)[f"{message}.{name}"] == raw
-            assert decoder.decode("can1", can_id, data)[f"{message}.{name}"] == value
+            assert (raws[f"{line['message']}.{name}"], values[f"{line['message']}.{name}"]) == (raw, value)
+    assert found == {}
+    assert assembler.counters()[0][0] == len(wanted)
 
 
 @without_data

@@ -8,7 +8,7 @@ A position is a number of frames since the source's start. A replay can go back 
 lies between the position that was stored last and the one it resumes at is missing, and is said to be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
 
@@ -30,6 +30,10 @@ class Source(Protocol):
     @property
     def overflowed(self) -> int:
         """Of those missing, what the kernel dropped because nobody read."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """The same by bus, since the source was opened; empty where no kernel is between."""
 
     @property
     def unparsed_lines(self) -> int: ...

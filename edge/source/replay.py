@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ class Replay:
 
     missing = 0
     overflowed = 0
+    dropped: Mapping[str, int] = {}
     problem = ""
     clock = Clock(quality=Quality.RECORDED)
 

@@ -46,7 +46,6 @@ class SocketCan:
     def __init__(self, interfaces: Sequence[str], buses: Sequence[str]) -> None:
         self.name = f"socketcan:{','.join(interfaces)}"
         self.missing = 0
-        self.overflowed = 0
         self.clock: Clock = clocks.read_clock()
         numbers = {name: number for number, name in enumerate(buses)}
         for interface in interfaces:
@@ -69,8 +68,15 @@ class SocketCan:
             frames.merge(first, behind)
             self.position += taken + dropped
             self.missing += dropped
-            self.overflowed += dropped
         return True
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {bus.interface: bus.dropped for bus in self._buses}
+
+    @property
+    def overflowed(self) -> int:
+        return sum(bus.dropped for bus in self._buses)
 
     @property
     def problem(self) -> str:
@@ -98,7 +104,8 @@ class _Bus:
         self.interface = interface
         self._number = number
         self._receiver = CanReceiver()
-        self._dropped = 0
+        self._dropped = 0  # as the kernel counts, which wraps
+        self.dropped = 0
         self._lost = ""  # down or gone
         self._look_at = 0.0
         self.socket = _open(interface)
@@ -118,6 +125,7 @@ class _Bus:
             self._lost = self._lost if self._lost == "gone" else lost
         dropped = (self._receiver.dropped - self._dropped) & 0xFFFFFFFF
         self._dropped = self._receiver.dropped
+        self.dropped += dropped
         return taken, dropped
 
     def look(self) -> None:

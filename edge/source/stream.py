@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -41,6 +41,7 @@ class Stream:
 
     unparsed_lines = 0
     overflowed = 0
+    dropped: Mapping[str, int] = {}
     clock = Clock(quality=Quality.SYSTEM)
 
     def __init__(self, path: str, buses: Sequence[str]) -> None:

@@ -23,9 +23,9 @@ from edge import manifest as manifests
 from edge.campaign import SNAPSHOT, Campaign, Selection, SignalRule, compile_campaign, compile_campaigns
 from edge.cloud.choose import choose_cloud
 from edge.collector import Collector, CollectorSettings
-from edge.condition import Names
 from edge.decoder import Decoder
 from edge.errors import EdgeError
+from edge.names import Names
 from edge.outbox import Outbox
 from edge.source import open_source
 from edge.twin import Twin

@@ -8,8 +8,10 @@ import ast
 import math
 from collections.abc import Sequence
 
-from edge.manifest import DecoderManifest, Message, Signal, VssSignal, no_values
+from edge.manifest import DecoderManifest, Message, Signal, no_values
+from edge.vss_signal import VssSignal
 from tests.reference.extract import extract, message_of
+from tests.reference.transport import Transport, in_segments
 from tests.reference.vss import vss_value
 from tests.strategies import Frame
 
@@ -30,6 +32,7 @@ class SlowCondition:
         self.was_true = False
         self.quiet: float = -math.inf
         self.evaluated = self.cooled = 0
+        self.transport = Transport(manifest)
         self.operands = {name for node in ast.walk(self.tree) if (name := self.name(node)) in self.known()}
 
     def known(self) -> set[str]:
@@ -46,26 +49,11 @@ class SlowCondition:
         if self.clock is None:
             self.clock = self.start = time_us
         self.clock = max(self.clock, time_us)
-        carries = False
-        message = message_of(bus, can_id, self.manifest)
-        if message is not None:
-            found = extract(message, payload, can_id & 0x1FFFFFFF)
-            for signal in message.signals:
-                paths = self.paths(message, signal)
-                for name in (f"{message.name}.{signal.name}", f"{message.bus}.{message.name}.{signal.name}", *paths):
-                    if signal.name in found and name in self.operands:
-                        carries = True
-                        raw = float(found[signal.name])
-                        if any(low <= found[signal.name] <= high for low, high, _ in no_values(message, signal)):
-                            raw = math.nan
-                        value = finite(raw * float(signal.factor) + float(signal.offset))
-                        if name in paths:
-                            value, self.texts[name] = vss_value(
-                                paths[name], None if math.isnan(raw) else int(raw), value
-                            )
-                        self.raws[name], self.values[name], self.seen[name] = raw, value, self.clock
-                        if value is not None:
-                            self.samples.setdefault(name, []).append((self.clock, value))
+        carries = not self.is_segment(bus, can_id) and self.take(bus, can_id, payload)
+        before = len(self.transport.messages)
+        self.transport.feed([frame])
+        for _, bus, can_id, payload in self.transport.messages[before:]:  # that this frame completes
+            carries |= self.take(bus, can_id, payload)
         is_true = self.value(self.tree) is True
         self.evaluated += carries
         is_hit = is_true and (carries or not self.was_true)
@@ -76,6 +64,33 @@ class SlowCondition:
         if is_hit:
             self.quiet = self.clock + self.cooldown_us
         return is_hit
+
+    def is_segment(self, bus: int, can_id: int) -> bool:
+        mine = [m for m in self.manifest.messages if self.manifest.buses.index(m.bus) == bus]
+        return in_segments(mine, can_id) is not None
+
+    def take(self, bus: int, can_id: int, payload: bytes) -> bool:
+        """The operands of a frame, or of a message that was put together; whether there was one."""
+        assert self.clock is not None
+        message = message_of(bus, can_id, self.manifest)
+        carries = False
+        found = extract(message, payload, can_id & 0x1FFFFFFF) if message is not None else {}
+        for signal in message.signals if message is not None else ():
+            assert message is not None
+            paths = self.paths(message, signal)
+            for name in (f"{message.name}.{signal.name}", f"{message.bus}.{message.name}.{signal.name}", *paths):
+                if signal.name in found and name in self.operands:
+                    carries = True
+                    raw = float(found[signal.name])
+                    if any(low <= found[signal.name] <= high for low, high, _ in no_values(message, signal)):
+                        raw = math.nan
+                    value = finite(raw * float(signal.factor) + float(signal.offset))
+                    if name in paths:
+                        value, self.texts[name] = vss_value(paths[name], None if math.isnan(raw) else int(raw), value)
+                    self.raws[name], self.values[name], self.seen[name] = raw, value, self.clock
+                    if value is not None:
+                        self.samples.setdefault(name, []).append((self.clock, value))
+        return carries
 
     def paths(self, message: Message, signal: Signal) -> dict[str, VssSignal]:
         places = [(m, s) for _, m, s in self.manifest.names()]

@@ -44,7 +44,7 @@ class Transport:
                     self._control(time_us, bus, can_id, data)
                 else:
                     self._data(time_us, bus, can_id, data)
-            elif message := _in_segments(mine, can_id):
+            elif message := in_segments(mine, can_id):
                 self._expire(time_us)
                 if message.protocol == "nmea2000":
                     self._fast(time_us, bus, can_id, data)
@@ -165,7 +165,7 @@ class Transport:
             self._finish(key, time_us, session.payload)
 
 
-def _in_segments(messages: list[Message], can_id: int) -> Message | None:
+def in_segments(messages: list[Message], can_id: int) -> Message | None:
     """By its own identifier, else by parameter group."""
     own = [m for m in messages if m.protocol.startswith("isotp") or (m.protocol == "nmea2000" and m.length > 8)]
     exact = [m for m in own if m.id | (EXTENDED if m.extended else 0) == can_id]

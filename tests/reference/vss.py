@@ -2,7 +2,7 @@
 
 import math
 
-from edge.manifest import VssSignal
+from edge.vss_signal import VssSignal
 
 ONE = {"NEG": lambda a: -a, "ABS": abs, "FLOOR": math.floor, "CEIL": math.ceil, "ROUND": round}
 TWO = {
