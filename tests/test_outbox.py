@@ -303,6 +303,25 @@ def test_a_salvaged_outbox_has_a_new_id_and_its_records_keep_the_old_one(tmp_pat
     assert (tmp_path / "outbox.corrupt").exists()
 
 
+def test_a_second_salvage_says_that_records_of_the_first_outbox_may_be_lost(tmp_path):
+    with Outbox(tmp_path) as outbox:
+        first = outbox.id
+        outbox.append([new(b"record %d " % n + bytes(3000)) for n in range(20)])
+    (tmp_path / "outbox.suspect").touch()
+    with Outbox(tmp_path) as outbox:
+        outbox.ack([], entries=[entry.id for entry in outbox.ledger()])
+        outbox.append([new()])
+    content = bytearray((tmp_path / "outbox.db").read_bytes())
+    page = content.index(b"record 7 ") // 4096 * 4096
+    content[page : page + 4096] = bytes(4096)
+    (tmp_path / "outbox.db").write_bytes(content)
+    (tmp_path / "outbox.suspect").touch()
+    with Outbox(tmp_path) as outbox:
+        told = {(entry.outbox, entry.first_sequence, entry.last_sequence) for entry in outbox.ledger()}
+        assert (first, 1, 20) in told
+        assert sum(entry.count for entry in outbox.ledger()) == 20 + 1 - len(drain(outbox)) > 0
+
+
 def test_a_file_that_is_no_database_any_more_is_put_aside_and_a_new_outbox_begun(tmp_path):
     with Outbox(tmp_path) as outbox:
         outbox.append([new()])

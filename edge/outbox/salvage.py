@@ -227,7 +227,19 @@ def _copy_rest(old: apsw.Connection, new: apsw.Connection, outbox: bytes) -> Non
         new.execute("INSERT INTO meta VALUES ('previous', ?)", (old_id,))
         database.enter_entry(new, old_id, b"", "corrupt", 1, last, lost)
         database.enter_entry(new, outbox, b"", "salvage", 1, last, 0)
+        for older, end in _older(old, new, old_id, last):  # some of the lost ones may be theirs
+            database.enter_entry(new, older, b"", "corrupt", 1, end, 0)
         new.execute("UPDATE totals SET evicted = evicted + ?", (lost,))
+
+
+def _older(old: apsw.Connection, new: apsw.Connection, old_id: bytes, last: int) -> Iterator[tuple[bytes, int]]:
+    """Outboxes before the corrupted one whose records it still held, and where theirs ended at the latest."""
+    first = database.value(new, "SELECT min(sequence) FROM records WHERE outbox = ?", old_id)
+    held = {row[0] for row in database.rows(new, "SELECT DISTINCT outbox FROM records")}
+    held |= {row[0] for row in _readable(old, "SELECT CAST(value AS BLOB) FROM meta WHERE name = 'previous'")}
+    for older in sorted(held - {old_id}):
+        if len(older) == 16:
+            yield older, first - 1 if first else last
 
 
 def _readable(db: apsw.Connection, query: str, *bindings: Any) -> Iterator[tuple[Any, ...]]:
