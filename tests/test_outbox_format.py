@@ -146,8 +146,8 @@ def test_a_file_too_large_to_check_at_once_is_in_use_at_once_and_its_corruption_
     (tmp_path / "outbox.db-wal").touch()  # an unclean stop
     with Outbox(tmp_path) as outbox:
         assert outbox.id == first
+        check = outbox._check  # which may end before the next line, or after it
         assert outbox.append([new(b"next")]) == [2001]
-        check = outbox._check
         check._thread.join(60)
         assert not check._thread.is_alive()
         delivered = {}
