@@ -82,6 +82,11 @@ def decode_frames(block: bytes, into: Frames, tables: Tables | None = None) -> t
         raise BlockCorrupt(f"the block does not decode: {error}") from error
 
 
+def holds_frames(block: bytes) -> bool:
+    """Frames or signals? Raises BlockCorrupt."""
+    return _open(block) == FRAMES
+
+
 # -- signals -------------------------------------------------------------------------------------------------
 
 

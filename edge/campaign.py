@@ -20,6 +20,7 @@ import msgspec
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal
+from edge.raw import RawRules, compile_frames
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
@@ -49,7 +50,7 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts; `/` is taken
-    for `.`, because names in a twin must not have dots.
+    for `.`, because names in a twin must not have dots. frames: raw frames, bit for bit, as in "can0:*" (edge/raw.py).
 
     priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
     when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
@@ -57,8 +58,9 @@ class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     later, at most max_events_per_day by UTC.
     """
 
-    signals: dict[str, SignalRule]
+    signals: dict[str, SignalRule] = {}
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    frames: list[str] = []
     when: str | None = None
     before_s: Seconds = 0.0
     after_s: Seconds = 0.0
@@ -75,7 +77,7 @@ Rule = tuple[str, float, int, int, int, tuple[int, ...], bool]  # as cy_core.red
 class Selection(msgspec.Struct, frozen=True):
     """A campaign, compiled. keep has one byte for each signal of the manifest, in its order.
 
-    rules: a reduction for each signal, None where every sample is kept as it is.
+    rules: a reduction for each signal, None where every sample is kept as it is. raw: which frames go as they are.
     """
 
     stream: str
@@ -85,6 +87,7 @@ class Selection(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] | None = None
     program: Program | None = None
     is_snapshot: bool = False
+    raw: RawRules | None = None
 
     @property
     def is_event(self) -> bool:
@@ -111,8 +114,8 @@ def compile_campaign(
         raise InputError(place, "is the stream of the method snapshot", "choose another name")
     if not 0 <= campaign.priority <= 9:
         raise InputError(f"{place}: priority", f"{campaign.priority} is out of range", "0 (first) to 9")
-    if not campaign.signals:
-        raise InputError(f"{place}: signals", "selects nothing", 'for example {"*": {}}')
+    if not campaign.signals and not campaign.frames:
+        raise InputError(f"{place}: signals", "selects nothing", 'for example {"*": {}}, or frames ["can0:*"]')
     if len(campaign.signals) > MOST_SIGNAL_RULES:
         raise InputError(f"{place}: signals", f"has {len(campaign.signals)} entries", "use globs")
     _check_event(place, campaign, is_snapshot)
@@ -122,7 +125,9 @@ def compile_campaign(
     if campaign.when is not None:
         program = compile_condition(campaign.when, names, f"{place}: when")
     keep = bytes(rule[0] != "drop" for rule in rules)
-    return Selection(name, campaign.priority, keep, campaign, tuple(rules) if reduces else None, program, is_snapshot)
+    raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private) if campaign.frames else None
+    reductions = tuple(rules) if reduces else None
+    return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, raw)
 
 
 def compile_campaigns(

@@ -59,6 +59,7 @@ def _campaign(stream: Stream, line: Line, names: Names, now_us: int, offset_us: 
     silent, selected = _silent_messages(selection.keep, line, names)
     described: dict[str, Any] = {
         **msgspec.structs.asdict(stream.tally),
+        "raw": selection.raw is not None,
         "messages": selected,
         "never_received": len(silent),
         "never_received_first": silent[:NAMED],
@@ -136,7 +137,9 @@ def _of_campaign(campaign: Mapping[str, Any], status: Mapping[str, Any]) -> Iter
         return
     if condition := campaign.get("condition"):
         yield from _of_condition(condition, campaign, status)
-    if campaign["never_received"] == campaign["messages"]:
+    if campaign["raw"] and not campaign["frames"] and "condition" not in campaign:
+        yield "no frame that it names was ever received"
+    if campaign["messages"] and campaign["never_received"] == campaign["messages"]:
         yield f"none of its {campaign['messages']} messages was ever received"
     elif campaign["never_received"]:
         named = ", ".join(campaign["never_received_first"])

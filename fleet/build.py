@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from cy_core.columns import Columns
+from cy_core.frames import Frames
 from edge import block as blocks
 from edge.decoder import Decoder
 from edge.durable import write_durably
@@ -34,6 +35,7 @@ STATE_FILE = "_built"
 SPILL = "_spill"
 PART = "part-0.parquet"
 DAY_US = 86_400_000_000
+NO_BUS = 255  # that a manifest describes
 
 Manifests = Mapping[str, DecoderManifest]
 Day = tuple[str, int]  # campaign, days since 1970
@@ -231,10 +233,23 @@ def decode_rows(
     line = lines.get(manifest)
     if line is None:
         raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
-    columns = blocks.decode(data, line.decoder.plan, line.columns)
+    if blocks.holds_frames(data):
+        columns = _columns_of_frames(line, data)
+    else:
+        columns = blocks.decode(data, line.decoder.plan, line.columns)
     rows = line.maker.rows(columns, utc_offset_us)
     _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
     return rows, line.maker.numbers(columns)
+
+
+def _columns_of_frames(line: Line, data: bytes) -> Columns:
+    """What the raw frames of a block mean; a message whose first segments lie in the block before is not among it."""
+    raw, frames, messages = Frames(), Frames(), Frames()
+    names = blocks.decode_frames(data, raw)
+    buses = line.decoder.manifest.buses
+    frames.extend(*raw.to_bytes(), bytes(buses.index(name) if name in buses else NO_BUS for name in names))
+    line.decoder.assembler().assemble(frames, messages)
+    return line.decoder.decode_batch(frames, line.columns, messages)
 
 
 def rank(rows: pa.Table, place: int) -> pa.Array:

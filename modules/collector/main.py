@@ -44,9 +44,10 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
-    """Capture now: these signals, from before_s before to after_s behind."""
+    """Capture now, from before_s before to after_s behind: these signals (all, where neither is given) and frames."""
 
-    signals: dict[str, SignalRule] = msgspec.field(default_factory=lambda: {"*": SignalRule()})
+    signals: dict[str, SignalRule] = {}
+    frames: list[str] = []
     before_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     after_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 1
@@ -225,7 +226,8 @@ class Module:
         if method == "flush":
             work = self.collector.store
         else:
-            campaign = Campaign(asked.signals, asked.priority, before_s=asked.before_s, after_s=asked.after_s)
+            signals = asked.signals or ({} if asked.frames else {"*": SignalRule()})
+            campaign = Campaign(signals, asked.priority, asked.frames, before_s=asked.before_s, after_s=asked.after_s)
             selection = compile_campaign(SNAPSHOT, campaign, self._names, is_snapshot=True)
             work = lambda: self.collector.snapshot(selection)  # noqa: E731
         try:
