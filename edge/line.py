@@ -16,7 +16,7 @@ same frames share the work: each gets a record of its own with the block that wa
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -105,6 +105,11 @@ class Stream:
         self.done = False  # of a snapshot: it has been taken
         self.kind = 0
         self.picker = selection.raw.picker() if selection.raw is not None else None
+        self.coding: dict[str, Any] = {
+            "kept_steps": selection.steps,
+            "tick_us": campaign.tick_us,
+            "tolerance_us": round(campaign.time_tolerance_s * 1e6),
+        }
         self.picked = -1  # what the picker knows reaches up to here
 
     @property
@@ -180,7 +185,10 @@ class Stream:
 
 
 class Line:
-    """Runs the campaigns. on_columns(stream name, before, after) sees what a reduction did, for a backtest."""
+    """Runs the campaigns. on_columns(stream name, before, after) sees what a reduction did, for a backtest.
+
+    table: the model table that blocks are made with; it may be another one for the next batch.
+    """
 
     def __init__(
         self,
@@ -223,7 +231,8 @@ class Line:
         kinds: dict[object, int] = {}
         for name, stream in kept.items():
             selection = stream.selection
-            kind = (selection.keep, selection.rules) if stream.picker is None else name
+            times = selection.campaign.tick_us, selection.campaign.time_tolerance_s
+            kind = (selection.keep, selection.rules, times) if stream.picker is None else name
             stream.kind = kinds.setdefault(kind, len(kinds))
         counts = Counter(stream.kind for stream in kept.values())
         self._shared = {kind for kind, count in counts.items() if count > 1} if self._on_columns is None else set()
@@ -326,7 +335,7 @@ class Line:
                 columns, samples = self._reduced, reducer.reduce(source, self._reduced, now_us, ends)
             counters = _counters(source, samples)
             if samples:
-                blocks.append((block.encode(columns, keep), samples, 0))
+                blocks.append((block.encode(columns, keep, table=self.table, **stream.coding), samples, 0))
             if self._on_columns is not None and all(len(data) <= MAX_DATA_BYTES for data, _, _ in blocks):
                 self._on_columns(selection.stream, source, columns)
         if stream.picker is not None:
@@ -346,7 +355,11 @@ class Line:
         stream.picked = end
         frames = Frames()
         count = stream.picker.pick(self._frames(batch, start, end), frames)
-        return [(block.encode_frames(frames, self.decoder.manifest.buses, self.table), 0, count)] if count else []
+        if not count:
+            return []
+        buses, tick_us = self.decoder.manifest.buses, stream.selection.campaign.tick_us
+        data = block.encode_frames(frames, buses, self.table, tick_us)
+        return [(data, 0, count)]
 
     def _record(self, stream: Stream, batch: Batch, data: bytes, samples: int, frames: int, covers: int) -> NewRecord:
         # Missing frames lie before the others, wherever between two blocks they were lost.

@@ -11,8 +11,9 @@ from cy_core.frames import Frames
 from edge import block as blocks
 from edge.errors import BlockCorrupt
 from fleet.archive import Archive
+from fleet.build import Models
 from fleet.clock import Clocks
-from fleet.decode import vehicles
+from fleet.decode import kept_tables, vehicles
 
 
 class Capture(NamedTuple):
@@ -31,6 +32,7 @@ def captures(table: Path | str, vehicle: str | None = None, campaign: str | None
 
     Raises InputError: the archive is damaged.
     """
+    models = Models(kept_tables(Path(table)))
     for name, folder in vehicles(Path(table)):
         if vehicle is not None and name != vehicle:
             continue
@@ -43,7 +45,7 @@ def captures(table: Path | str, vehicle: str | None = None, campaign: str | None
             try:
                 if not blocks.holds_frames(data):
                     continue
-                buses = blocks.decode_frames(data, frames)
+                buses = blocks.decode_frames(data, frames, models)
             except BlockCorrupt:
                 continue
             offset_us = clocks.utc_offset_us(record.entry.sequence, record.clock, record.entry.enqueued_us)

@@ -20,6 +20,8 @@ from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Coverage, Quality, Record, pack
+from edge.table import Table
+from edge.train import train
 from fleet import raw, table
 from fleet.decode import decode
 from tests.strategies import batch
@@ -145,8 +147,9 @@ def test_of_the_rules_that_match_the_last_one_counts(
     assert [frame[0] for frame in into] == wanted
 
 
-def run(selection: Any, frames: list[Frame], cuts: list[int]) -> list[Block]:
+def run(selection: Any, frames: list[Frame], cuts: list[int], table: Table | None = None) -> list[Block]:
     line, found, start = Line(Decoder(MANIFEST)), [], 0
+    line.table = table or line.table
     line.select([selection], 0)
     for end in [*sorted(cuts), len(frames)]:
         cut = batch(frames[start:end])
@@ -200,16 +203,7 @@ def test_the_cloud_has_rows_of_raw_frames_and_gives_the_frames_back(tmp_path: Pa
     signals = run(compile_campaign("s", Campaign({"*": SignalRule()}), MANIFEST), frames, [250])
     records = [Record(n + 1, 3, "raw", one.encode()) for n, one in enumerate(blocks)]
     records += [Record(len(records) + n + 1, 3, "signals", one.encode()) for n, one in enumerate(signals)]
-    manifest = bytes.fromhex(MANIFEST.hash)
-    system = {"connectionDeviceId": "van-7", "contentType": "application/x-protobuf"}
-    line = {
-        "EnqueuedTimeUtc": "2026-11-25T15:00:00.1230000Z",
-        "Properties": {},
-        "SystemProperties": system,
-        "Body": base64.b64encode(pack("van-7", bytes(16), manifest, records)).decode(),
-    }
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "hub" / "one.json").write_text(json.dumps(line))
+    put(tmp_path / "hub", records)
     audit = decode([tmp_path / "hub"], {MANIFEST.hash: MANIFEST}, tmp_path / "table")
     assert audit.ok, str(audit)
     rows = collections.defaultdict(list)
@@ -223,3 +217,56 @@ def test_the_cloud_has_rows_of_raw_frames_and_gives_the_frames_back(tmp_path: Pa
         ("van-7", "raw", ("can0", "can1"))
     }
     assert list(raw.captures(tmp_path / "table", campaign="signals")) == []
+
+
+def put(folder: Path, records: list[Record]) -> None:
+    """A message file as the hub writes it."""
+    manifest = bytes.fromhex(MANIFEST.hash)
+    system = {"connectionDeviceId": "van-7", "contentType": "application/x-protobuf"}
+    line = {
+        "EnqueuedTimeUtc": "2026-11-25T15:00:00.1230000Z",
+        "Properties": {},
+        "SystemProperties": system,
+        "Body": base64.b64encode(pack("van-7", bytes(16), manifest, records)).decode(),
+    }
+    folder.mkdir()
+    (folder / "one.json").write_text(json.dumps(line))
+
+
+def test_blocks_that_name_a_model_table_wait_until_it_is_there(tmp_path: Path) -> None:
+    start_us = 1_795_500_000_000_000
+    frames: list[Frame] = [
+        (start_us + 10_000 * at, 0, 0x10, 0, at.to_bytes(2, "little") + bytes(6)) for at in range(400)
+    ]
+    model, other = train([(batch(frames), MANIFEST.buses)]), train([(batch(frames[:100]), MANIFEST.buses)])
+    bounds = {"*": SignalRule(max_error=2)}
+    blocks = run(select(["can0:*"]), frames, [], model)
+    blocks += run(compile_campaign("s", Campaign(bounds, tick_us=1000), MANIFEST), frames, [], model)
+    assert len(blocks[0].data) < len(run(select(["can0:*"]), frames, [])[0].data)
+    put(
+        tmp_path / "hub",
+        [Record(n + 1, 3, stream, b.encode()) for n, (stream, b) in enumerate(zip("ab", blocks, strict=True))],
+    )
+    (tmp_path / "models").mkdir()
+    other.save(tmp_path / "models" / "other.table")
+    (tmp_path / "models" / "readme.txt").write_text("no table")
+
+    def rows(jobs: int, **given: Any) -> tuple[list[str], list[str]]:
+        audit = decode([tmp_path / "hub"], {MANIFEST.hash: MANIFEST}, tmp_path / "table", jobs=jobs, **given)
+        return audit.problems, table.read(tmp_path / "table")["campaign"].to_pylist()
+
+    for folder in (None, tmp_path / "models"):
+        problems, campaigns = rows(1, tables=folder)
+        assert len(problems) == 2
+        assert all(f"needs the model table sha256:{model.sha256[:16]}" in problem for problem in problems)
+        assert campaigns == []
+    model.save(tmp_path / "models" / "any-name")
+    problems, campaigns = rows(2, tables=tmp_path / "models")
+    assert (problems, collections.Counter(campaigns)) == ([], {"a": 800, "b": 800})
+    assert rows(1)[0] == [], "the table has a copy"
+    [capture] = raw.captures(tmp_path / "table")
+    assert list(capture.frames) == frames
+    exact = table.facts(table.read(tmp_path / "table"))["signals"]["can0.BRAKE.PRESSURE"]
+    assert (exact["max_error"], exact["time_tolerance_us"]) == (2.0, 500)
+    with pytest.raises(InputError, match="no folder"):
+        rows(1, tables=tmp_path / "nothing")
