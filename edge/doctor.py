@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from edge import fates
 from edge.condition import Names
 from edge.errors import InputError
 from edge.line import Line, Stream
@@ -101,6 +102,13 @@ def _silent_messages(keep: bytes, line: Line, names: Names) -> tuple[list[str], 
     return silent, selected
 
 
+def add_fates(status: Mapping[str, Any], folder: Path) -> None:
+    """How many blocks of each campaign were sent and evicted, as the uplink beside the outbox says."""
+    known = fates.load(folder)
+    for name, campaign in status["campaigns"].items():
+        campaign |= known.get(name, {})
+
+
 def explain(status: Mapping[str, Any]) -> list[str]:
     """A sentence for each thing that keeps data from coming; none where all is well."""
     lines: list[str] = []
@@ -145,6 +153,11 @@ def _of_campaign(campaign: Mapping[str, Any], status: Mapping[str, Any]) -> Iter
         named = ", ".join(campaign["never_received_first"])
         more = ", …" if campaign["never_received"] > NAMED else ""
         yield f"{campaign['never_received']} of its {campaign['messages']} messages were never received: {named}{more}"
+    if campaign.get("evicted"):
+        yield (
+            f"{campaign['evicted']:,} of its blocks left the outbox unsent, because it was full or they grew too old; "
+            "raise BORDNETZ_OUTBOX_BYTES, or lower its priority's number"
+        )
     if campaign["cut"]:
         yield f"{campaign['cut']} of its events are not whole: the collector stopped in them, or the ring was too small"
     if campaign["over_limit"]:
@@ -206,6 +219,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], list[str]]:
     path = folder / STATUS_FILE
     try:
         status = json.loads(path.read_text())
+        add_fates(status, folder)
         lines = explain(status)
     except FileNotFoundError as error:
         raise InputError(

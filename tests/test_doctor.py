@@ -101,6 +101,20 @@ def test_doctor_reads_what_the_collector_left(tmp_path: Path) -> None:
     assert (broken.exit_code, "is no status of a collector" in broken.output) == (2, True)
 
 
+def test_what_the_uplink_says_of_a_campaign_stands_beside_its_counters(tmp_path: Path) -> None:
+    line, source = Line(Decoder(MANIFEST)), RecordedSource()
+    line.select([compile_campaign("drive", Campaign(SPEED), MANIFEST)], 0)
+    line.take(Batch(batch([frame(0), frame(1, 1, 2)]), Coverage("s", 0, 2), source.clock))
+    source.position = 2
+    write_status(tmp_path, {"state": "running", **describe(line, source, Names(MANIFEST), {})})
+    assert examine(tmp_path)[1] == [], "no uplink has run here"
+    (tmp_path / "status-uplink.json").write_text(json.dumps({"streams": {"drive": {"sent": 3, "evicted": 1200}}}))
+    status, lines = examine(tmp_path)
+    assert (status["campaigns"]["drive"]["sent"], status["campaigns"]["drive"]["evicted"]) == (3, 1200)
+    [said] = [one for one in lines if "evicted" in one or "unsent" in one]
+    assert said.startswith("campaign drive: 1,200 of its blocks left the outbox unsent")
+
+
 @pytest.mark.process
 async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_the_reason(tmp_path: Path) -> None:
     from edge.database import load_databases

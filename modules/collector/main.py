@@ -200,7 +200,9 @@ class Module:
 
     def _describe(self) -> dict[str, Any]:
         refused = self.twin.state["refused"]
-        return doctor.describe(self.collector.line, self.collector.source, self._names, refused)
+        described = doctor.describe(self.collector.line, self.collector.source, self._names, refused)
+        doctor.add_fates(described, self._folder)
+        return described
 
     async def _leave_status(self) -> None:
         while True:
