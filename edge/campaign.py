@@ -14,14 +14,16 @@ from array import array
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal, no_values
-from edge.raw import RawRules, compile_frames
+
+if TYPE_CHECKING:
+    from edge.raw import RawRules
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
@@ -94,7 +96,7 @@ class Selection(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] | None = None
     program: Program | None = None
     is_snapshot: bool = False
-    raw: RawRules | None = None
+    raw: "RawRules | None" = None
     steps: "array[int] | None" = None
 
     @property
@@ -133,7 +135,11 @@ def compile_campaign(
     if campaign.when is not None:
         program = compile_condition(campaign.when, names, f"{place}: when")
     keep = bytes(rule[0] != "drop" for rule in rules)
-    raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private) if campaign.frames else None
+    raw = None
+    if campaign.frames:
+        from edge.raw import compile_frames  # here: few vehicles need it
+
+        raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private)
     reductions = tuple(rules) if reduces else None
     steps = _steps(rules, names)
     return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, raw, steps)
@@ -187,9 +193,10 @@ def _steps(rules: Sequence[Rule], names: Names) -> "array[int] | None":
     """Raw values of signals with a bound come at multiples of 2n + 1, n the bound: cy_core.reduce, EVERY."""
     steps = array("I", [1]) * len(rules)
     for number, (kind, bound, *_) in enumerate(rules):
-        signal = names.signals[number][2]
-        if kind == "every" and 1 <= bound < MOST_STEP // 2 and not signal.is_float and signal.length <= 60:
-            steps[number] = 2 * int(bound) + 1
+        if kind == "every" and 1 <= bound < MOST_STEP // 2:
+            signal = names.signals[number][2]
+            if not signal.is_float and signal.length <= 60:
+                steps[number] = 2 * int(bound) + 1
     return steps if any(step != 1 for step in steps) else None
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cy_core.frames import Frames
 from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
+from edge.condition import Names
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
@@ -187,6 +188,25 @@ def test_a_thousand_campaigns_are_served() -> None:
     frames = batch([(at * 10_000, 0, 1, 0, (at * 100).to_bytes(8, "little")) for at in range(100)])
     records = line.take(Batch(frames, Coverage("s", 0, 100), Clock(), last=True))
     assert len(records) == 750
+
+
+def test_a_hundred_thousand_signals_are_served() -> None:
+    messages = tuple(
+        Message("can0", 0x10000 + n, f"M{n}", 8, True, tuple(Signal(f"S{i}", i, 1) for i in range(50)))
+        for n in range(2000)
+    )
+    of = DecoderManifest(("can0",), messages)
+    names = Names(of)
+    campaigns = {"all": Campaign({"*": SignalRule()}), "some": Campaign({"M1?.S?": SignalRule(filter="change")})}
+    campaigns |= {f"c{n}": Campaign({f"M{n}.S0": SignalRule()}) for n in range(3)}
+    selections = [compile_campaign(name, campaign, names) for name, campaign in campaigns.items()]
+    assert [sum(selection.keep) for selection in selections] == [100_000, 100, 1, 1, 1]
+    line = Line(Decoder(of))
+    line.select(selections, 0)
+    frames = batch([(n, 0, 0x80010000 + n, 0, b"\xff" * 8) for n in range(2000)])
+    records = {r.stream: r for r in line.take(Batch(frames, Coverage("s", 0, 2000), Clock()))}
+    assert set(records) == set(campaigns)
+    assert block.decode(Block.decode(records["all"].body).data, line.decoder.plan).samples() == 100_000
 
 
 J1939 = DecoderManifest(
