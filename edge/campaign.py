@@ -146,10 +146,10 @@ def compile_campaign(
 
 
 def compile_campaigns(
-    campaigns: Mapping[str, Campaign], manifest: DecoderManifest
+    campaigns: Mapping[str, Campaign], manifest: DecoderManifest | Names
 ) -> tuple[list[Selection], dict[str, str]]:
     """The campaigns that can run, and the reason for each that cannot."""
-    names = Names(manifest)
+    names = manifest if isinstance(manifest, Names) else Names(manifest)
     selections: list[Selection] = []
     refused: dict[str, str] = {}
     for name, campaign in campaigns.items():

@@ -16,7 +16,7 @@ same frames share the work: each gets a record of its own with the block that wa
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -73,7 +73,7 @@ class Batch(msgspec.Struct, frozen=True):
     last: bool = False
 
 
-class Kept(NamedTuple):
+class Kept(msgspec.Struct, gc=False):
     """What was made of frames start..end-1: blocks with their samples and raw frames; samples before reduction,
     counters, the reducer."""
 

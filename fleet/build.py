@@ -261,12 +261,12 @@ def decode_rows(
     if line is None:
         raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
     if blocks.holds_frames(data):
-        columns, found = _columns_of_frames(line, data, lines.models), blocks.Bounds()
+        columns, time_us, raw = _columns_of_frames(line, data, lines.models), 0, dict[int, int]()
     else:
-        columns, found = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
+        columns, time_us, raw = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
     rows = line.maker.rows(columns, utc_offset_us)
     _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
-    return rows, {number: (found.raw.get(number, 0), found.time_us) for number in line.maker.numbers(columns)}
+    return rows, {number: (raw.get(number, 0), time_us) for number in line.maker.numbers(columns)}
 
 
 def _columns_of_frames(line: Line, data: bytes, models: Models) -> Columns:

@@ -152,7 +152,7 @@ class Module:
             tables.find(self._tables, value)
 
     def _change(self, settings: CollectorSettings) -> None:
-        selections, refused = compile_campaigns(settings.campaigns, self.manifest)
+        selections, refused = compile_campaigns(settings.campaigns, self._names)
         for reason in refused.values():  # kept from before, and not valid with this manifest
             log.warning("%s", reason)
         if settings.table != self._table.sha256:
