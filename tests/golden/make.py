@@ -5,6 +5,7 @@
     block-1.block           those frames, decoded by that manifest       block-1.json      its groups, as bit patterns
     frames-2.block          those frames by the codec, without a table   (frame-1.json)
     signals-2.block         what block-1 holds, by the codec             (block-1.json)
+    rides-2.block           changes of it, so that groups share rows     rides-2.json      its groups
     message-1.message       an envelope with that block and an eviction  message-1.json    its fields
 
 A file that was once released never changes: what was stored then must be readable for ever. A new version of a
@@ -19,6 +20,7 @@ from typing import Any
 
 from cy_core.columns import Columns
 from cy_core.frames import Frames
+from cy_core.reduce import Reducer
 from edge import block
 from edge.decoder import Decoder
 from edge.manifest import FORMAT, DecoderManifest, Message, Signal, Source
@@ -86,6 +88,15 @@ def frames() -> Frames:
 
 def columns() -> Columns:
     return Decoder(manifest()).decode_batch(frames())
+
+
+def changes() -> Columns:
+    """Of each signal the samples that are not what the one before was, in a group of its own."""
+    decoder = Decoder(manifest())
+    made = Columns(decoder.plan)
+    rules = [("change", 0.0, 0, 0, 0, (), False)] * decoder.plan.signal_count
+    Reducer(decoder.plan, rules).reduce(decoder.decode_batch(frames()), made, 0)
+    return made
 
 
 def message(data: bytes) -> bytes:
@@ -171,6 +182,8 @@ def main() -> None:
         "block-1.block": data,
         "frames-2.block": block.encode_frames(frames(), manifest().buses, Table()),
         "signals-2.block": block.encode(columns()),
+        "rides-2.block": block.encode(changes()),
+        "rides-2.json": _json(block_values(changes())),
         "block-1.json": _json(block_values(columns())),
         "message-1.message": message(data),
         "message-1.json": _json(message_values(unpack(message(data)))),
