@@ -11,7 +11,7 @@ import fnmatch
 import math
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -146,13 +146,17 @@ def compile_campaign(
 
 
 def compile_campaigns(
-    campaigns: Mapping[str, Campaign], manifest: DecoderManifest | Names
+    campaigns: Mapping[str, Campaign], manifest: DecoderManifest | Names, known: Iterable[Selection] = ()
 ) -> tuple[list[Selection], dict[str, str]]:
-    """The campaigns that can run, and the reason for each that cannot."""
+    """The campaigns that can run, and the reason for each that cannot. known: made before, for the same manifest."""
     names = manifest if isinstance(manifest, Names) else Names(manifest)
+    before = {selection.stream: selection for selection in known}
     selections: list[Selection] = []
     refused: dict[str, str] = {}
     for name, campaign in campaigns.items():
+        if name in before and before[name].campaign == campaign:
+            selections.append(before[name])
+            continue
         try:
             selections.append(compile_campaign(name, campaign, names))
         except InputError as error:

@@ -80,6 +80,7 @@ class Module:
         self.first_stored_s: float | None = None
         self._folder = folder
         self._names = Names(self.manifest)
+        self._selections: list[Selection] = []
         self.twin = Twin(CollectorSettings, folder / "settings-collector.json", self._check, self._change)
         ring_bytes = self.twin.settings.ring_bytes
         self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first, ring_bytes)
@@ -152,7 +153,8 @@ class Module:
             tables.find(self._tables, value)
 
     def _change(self, settings: CollectorSettings) -> None:
-        selections, refused = compile_campaigns(settings.campaigns, self._names)
+        selections, refused = compile_campaigns(settings.campaigns, self._names, self._selections)
+        self._selections = selections
         for reason in refused.values():  # kept from before, and not valid with this manifest
             log.warning("%s", reason)
         if settings.table != self._table.sha256:
