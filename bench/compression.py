@@ -310,9 +310,9 @@ def _signals(recording: Recording) -> Iterator[dict[str, Any]]:
     manifest = load_databases({bus: [place / name for name in names] for bus, names in recording.databases.items()})
     decoder = Decoder(manifest)
     keep = bytes(not name.endswith(FOLLOW) for name, _, _ in manifest.names())
-    everything = Selection("all", 5, keep, Campaign({"*": SignalRule()}))
+    everything = Selection("all", 5, keep, Campaign({"*": SignalRule()}, tick_us=1000))
     first, frames, _ = _halves(recording.log, manifest.buses)
-    table = train_signals([everything], manifest, [first], tick_us=1000)
+    table = train_signals([everything], manifest, [first])
     ways: dict[str, dict[str, Any]] = {
         "exact": {},
         "ms": {"tick_us": 1000},
@@ -355,9 +355,10 @@ def _powertrain(first: Frames, second: Frames) -> dict[str, Any]:
         keep.append(not name.endswith(follow))
         errors.append(0.001 * span)
         rules.append(("every", 0.001 * span / abs(signal.factor), 0, 0, 0, (), signal.factor < 0))
-    selection = Selection("all", 5, bytes(keep), Campaign({"*": SignalRule()}), tuple(rules))
-    table = train_signals([selection], manifest, [first], tolerance_us=10_000)
-    decoder, sizes, samples = Decoder(manifest), {}, 0
+    campaign, decoder = Campaign({"*": SignalRule()}, time_tolerance_s=0.01), Decoder(manifest)
+    steps = block._steps(decoder.plan, errors)
+    table = train_signals([Selection("all", 5, bytes(keep), campaign, tuple(rules), steps=steps)], manifest, [first])
+    sizes = {}
     batches = [decoder.decode_batch(second.slice(*part)) for part in pack.cut(second, 10)]
     for name, known in (("no table", None), ("table", table)):
         made = [block.encode(b, keep, table=known, max_errors=errors, tolerance_us=10_000) for b in batches]

@@ -214,14 +214,12 @@ def unpack(packed: Path, out: Path, table_files: tuple[Path, ...]) -> None:
 @click.option("--resolution-us", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Of the times.")
 @click.option("--manifest", type=FILE, help="With --campaigns: a table for blocks of signals, not of frames.")
 @click.option("--campaigns", type=FILE, help="What the vehicles collect.")
-@click.option("--tolerance-us", type=click.IntRange(0), default=0, help="Of signals' times: on lines, within that.")
 def train(
     logs: tuple[Path, ...],
     out: Path,
     resolution_us: int,
     manifest: Path | None,
     campaigns: Path | None,
-    tolerance_us: int,
 ) -> None:
     """Recordings of a vehicle to the model table that makes small blocks of its kind small."""
     from cy_core.frames import Frames
@@ -249,7 +247,7 @@ def train(
 
             selections = read_campaigns(campaigns, decoder_manifest)
             seen = [frames for frames, _ in recordings]
-            table = train_signals(selections, decoder_manifest, seen, resolution_us, tolerance_us, progress.to)
+            table = train_signals(selections, decoder_manifest, seen, progress.to)
         else:
             table = training.train(recordings, resolution_us, progress.to)
     try:

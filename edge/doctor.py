@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from edge import fates
 from edge.errors import InputError
 from edge.line import Line, Stream
 from edge.message import Quality
@@ -67,6 +68,7 @@ def _campaign(stream: Stream, line: Line, names: Names, now_us: int, offset_us: 
     silent, selected = _silent_messages(selection.keep, line, names)
     described: dict[str, Any] = {
         **msgspec.structs.asdict(stream.tally),
+        "raw": selection.raw is not None,
         "messages": selected,
         "never_received": len(silent),
         "never_received_first": silent[:NAMED],
@@ -108,6 +110,13 @@ def _silent_messages(keep: bytes, line: Line, names: Names) -> tuple[list[str], 
     return silent, selected
 
 
+def add_fates(status: Mapping[str, Any], folder: Path) -> None:
+    """How many blocks of each campaign were sent and evicted, as the uplink beside the outbox says."""
+    known = fates.load(folder)
+    for name, campaign in status["campaigns"].items():
+        campaign |= known.get(name, {})
+
+
 def explain(status: Mapping[str, Any]) -> list[str]:
     """A sentence for each thing that keeps data from coming; none where all is well."""
     lines: list[str] = []
@@ -143,12 +152,19 @@ def _of_campaign(campaign: Mapping[str, Any], status: Mapping[str, Any]) -> Iter
         return
     if condition := campaign.get("condition"):
         yield from _of_condition(condition, campaign, status)
-    if campaign["never_received"] == campaign["messages"]:
+    if campaign["raw"] and not campaign["frames"] and "condition" not in campaign:
+        yield "no frame that it names was ever received"
+    if campaign["messages"] and campaign["never_received"] == campaign["messages"]:
         yield f"none of its {campaign['messages']} messages was ever received"
     elif campaign["never_received"]:
         named = ", ".join(campaign["never_received_first"])
         more = ", …" if campaign["never_received"] > NAMED else ""
         yield f"{campaign['never_received']} of its {campaign['messages']} messages were never received: {named}{more}"
+    if campaign.get("evicted"):
+        yield (
+            f"{campaign['evicted']:,} of its blocks left the outbox unsent, because it was full or they grew too old; "
+            "raise BORDNETZ_OUTBOX_BYTES, or lower its priority's number"
+        )
     if campaign["cut"]:
         yield f"{campaign['cut']} of its events are not whole: the collector stopped in them, or the ring was too small"
     if campaign["over_limit"]:
@@ -237,6 +253,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], list[str]]:
     path = folder / STATUS_FILE
     try:
         status = json.loads(path.read_text())
+        add_fates(status, folder)
         lines = explain(status)
     except FileNotFoundError as error:
         raise InputError(

@@ -65,6 +65,7 @@ class CampaignPlan(msgspec.Struct):
     conditions_true: int = 0
     samples_seen: int = 0
     samples: int = 0
+    frames: int = 0  # raw
     blocks: int = 0
     bytes: int = 0
     units: int = 0
@@ -247,6 +248,7 @@ class _Meter:
             plan.events_cut += tally.cut
             plan.samples_seen += tally.samples_seen
             plan.samples += tally.samples
+            plan.frames += tally.frames
             plan.blocks += tally.blocks
             plan.bytes += tally.bytes
             plan.conditions_true += stream.condition.true if stream.condition is not None else 0
@@ -287,15 +289,16 @@ def text(plan: Plan, most_signals: int = 10) -> str:
 
 
 def _campaign_lines(campaign: CampaignPlan, most: int) -> Iterable[str]:
+    raw = f"{campaign.frames:,} raw frames, " if campaign.frames else ""
     yield (
         f"{campaign.campaign} (priority {campaign.priority}): {campaign.samples:,} of {campaign.samples_seen:,} "
-        f"samples, {campaign.bytes:,} bytes in {campaign.blocks:,} blocks, {campaign.units:,} units; "
+        f"samples, {raw}{campaign.bytes:,} bytes in {campaign.blocks:,} blocks, {campaign.units:,} units; "
         f"a month {campaign.mb_per_month:,.2f} MB, {campaign.units_per_month:,.0f} units"
     )
     if campaign.events or campaign.conditions_true:
         more = ", …" if len(campaign.events) > most else ""
         yield f"  {len(campaign.events)} events: {', '.join(campaign.events[:most]) or 'none'}{more}"
-    if not campaign.samples:
+    if not campaign.samples and not campaign.frames:
         yield "  nothing was collected"
     for signal in [signal for signal in campaign.signals if signal.samples][:most]:
         kept = f"{signal.samples:,} of {signal.samples_seen:,} samples"

@@ -29,6 +29,7 @@ from edge.choice import Chooser, Flying, Limits, Message
 from edge.cloud import Cloud
 from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, MessageRejected, OutboxFull
+from edge.fates import Fates
 from edge.outbox import LedgerEntry, Outbox, Record
 from edge.suspects import Suspects
 
@@ -118,6 +119,7 @@ class Uplink:
     ) -> None:
         self.settings = settings or UplinkSettings()
         self.sent = Sent()
+        self.fates = Fates()
         self.problem = ""  # why nothing goes out at the moment
         self._outbox = outbox
         self._cloud = cloud
@@ -328,6 +330,7 @@ class Uplink:
     def _count(self, message: Message) -> None:
         if not self.sent.messages:
             self._on_first()
+        self.fates.note(message.records)
         self.sent.messages += 1
         self.sent.records += len(message.records)
         self.sent.bytes += len(message.body)
@@ -362,6 +365,7 @@ class Uplink:
             self._told |= {entry.id: (entry, time.monotonic()) for entry in evictions.values()}
         else:
             await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
+            self.fates.note((), evictions.values())
         self._suspects.acquit(sequences)
         self._look, self._arrived = True, []
         if not self._flights:
@@ -424,13 +428,14 @@ class Uplink:
             gone, back = self._outbox.confirm(bytes.fromhex(outbox), said.until, said.ranges(), said.first)
             self.sent.confirmed += gone
             self.sent.sent_again += back
-            told = (entry for entry, _ in self._told.values())
-            known = [entry.id for entry in told if entry.outbox.hex() == outbox and said.knows(entry)]
-            self._outbox.ack([], entries=known)
-            for entry_id in known:
-                del self._told[entry_id]
+            told = [entry for entry, _ in self._told.values() if entry.outbox.hex() == outbox and said.knows(entry)]
+            self._outbox.ack([], entries=[entry.id for entry in told])
+            self.fates.note((), told)
+            for entry in told:
+                del self._told[entry.id]
         if not self.settings.confirm:
             self._outbox.ack([], entries=self._told)
+            self.fates.note((), (entry for entry, _ in self._told.values()))
             self._told.clear()
         self._confirmed = self.settings.confirmed
         self._look = True

@@ -124,18 +124,19 @@ class TableMaker:
             yield times, np.full(len(times), first + index, np.int32), *parts
 
 
-def signal_facts(named: tuple[Message, Signal]) -> tuple[str, dict[str, Any]]:
+def signal_facts(named: tuple[Message, Signal], raw: int = 0, time_us: int = 0) -> tuple[str, dict[str, Any]]:
     """What a table says of a signal: its name with bus and message, unit, step, and how exact its rows are.
 
-    max_error is in the signal's unit, time_tolerance_us against the vehicle's own clock. Blocks of format 1 keep
-    every raw value and its time as they were.
+    raw, time_us: how wrong raw values and times may be, as the blocks say. max_error is in the signal's unit,
+    time_tolerance_us against the vehicle's own clock. Floats that a campaign coarsened say nothing of it: only the
+    campaign does.
     """
     message, signal = named
     return f"{message.bus}.{message.name}.{signal.name}", {
         "unit": signal.unit,
         "step": signal.factor,
-        "max_error": 0.0,
-        "time_tolerance_us": 0,
+        "max_error": raw * abs(float(signal.factor)),
+        "time_tolerance_us": time_us,
     }
 
 

@@ -1,6 +1,9 @@
 """The campaign document: what is refused, with its place and the way out; which rule counts; a thousand of them."""
 
 import collections
+import itertools
+import random
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -9,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cy_core.frames import Frames
+from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
+from edge.condition import Names
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
-from edge.manifest import DecoderManifest, Message, Signal
-from edge.message import Clock, Coverage
+from edge.manifest import DecoderManifest, Message, Signal, no_values
+from edge.message import Block, Clock, Coverage
 from edge.typed import explain
 from tests.strategies import batch
 
@@ -183,3 +188,113 @@ def test_a_thousand_campaigns_are_served() -> None:
     frames = batch([(at * 10_000, 0, 1, 0, (at * 100).to_bytes(8, "little")) for at in range(100)])
     records = line.take(Batch(frames, Coverage("s", 0, 100), Clock(), last=True))
     assert len(records) == 750
+
+
+def test_a_hundred_thousand_signals_are_served() -> None:
+    messages = tuple(
+        Message("can0", 0x10000 + n, f"M{n}", 8, True, tuple(Signal(f"S{i}", i, 1) for i in range(50)))
+        for n in range(2000)
+    )
+    of = DecoderManifest(("can0",), messages)
+    names = Names(of)
+    campaigns = {"all": Campaign({"*": SignalRule()}), "some": Campaign({"M1?.S?": SignalRule(filter="change")})}
+    campaigns |= {f"c{n}": Campaign({f"M{n}.S0": SignalRule()}) for n in range(3)}
+    selections = [compile_campaign(name, campaign, names) for name, campaign in campaigns.items()]
+    assert [sum(selection.keep) for selection in selections] == [100_000, 100, 1, 1, 1]
+    line = Line(Decoder(of))
+    line.select(selections, 0)
+    frames = batch([(n, 0, 0x80010000 + n, 0, b"\xff" * 8) for n in range(2000)])
+    records = {r.stream: r for r in line.take(Batch(frames, Coverage("s", 0, 2000), Clock()))}
+    assert set(records) == set(campaigns)
+    assert block.decode(Block.decode(records["all"].body).data, line.decoder.plan).samples() == 100_000
+
+
+J1939 = DecoderManifest(
+    ("can0",),
+    (
+        Message("can0", 0x18FEF100, "T", 8, True, protocol="j1939", signals=(
+            Signal("Temperature", 0, 8, factor=0.5, offset=-40),
+            Signal("Speed", 8, 16, factor=0.01, labels={40_000: "calibration"}),
+            Signal("Torque", 24, 12, signed=True, factor=-2),
+            Signal("Status", 36, 2),
+        )),
+    ),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([10_000, 10_003, 2_000_000]),
+            st.sampled_from([0, 1, 0xFA, 0xFB, 0xFE, 0xFF]) | st.integers(0, 255),
+            st.sampled_from([0xFDFF, 0xFE00, 0xFFFF, 40_000, 39_999]) | st.integers(0, 0xFFFF),
+            st.integers(0, 0xFFFF),
+        ),
+        min_size=1,
+        max_size=50,
+    ),
+    st.tuples(*[st.sampled_from([0, 0.3, 1, 2.5, 1000, "1%", "40%"])] * 4),
+    st.sampled_from([{}, {"tick_us": 1000}, {"tick_us": 250_000}, {"time_tolerance_s": 0.02}]),
+)
+def test_no_sample_is_wrong_by_more_than_its_bound_and_none_that_says_there_is_no_value_becomes_one(
+    samples: list[tuple[int, int, int, int]], bounds: tuple[Any, ...], times: dict[str, Any]
+) -> None:
+    time_us, frames = 10**9, []
+    for step, temperature, speed, rest in samples:
+        time_us += step
+        payload = bytes([temperature]) + speed.to_bytes(2, "little") + rest.to_bytes(2, "little") + bytes(3)
+        frames.append((time_us, 0, 0x98FEF127, 0, payload))
+    signals = {f"T.{s.name}": SignalRule(max_error=b) for s, b in zip(J1939.messages[0].signals, bounds, strict=True)}
+    selection = compile_campaign("a", Campaign(signals, **times), J1939)
+    decoder = Decoder(J1939)
+    line = Line(decoder)
+    line.select([selection], 0)
+    made = Batch(batch(frames), Coverage("s", 0, len(frames)), Clock(), last=True)
+    [record] = line.take(made)
+    columns, time_us, raw = block.decode_bounded(Block.decode(record.body).data, decoder.plan)
+    [got], [true] = list(columns.groups()), list(decoder.decode_batch(batch(frames)).groups())
+    allowed_us = 20_000 if "time_tolerance_s" in times else times.get("tick_us", 1) // 2
+    assert max(abs(a - b) for a, b in zip(got.times, true.times, strict=True)) <= allowed_us == time_us
+    for (place, _, values), (_, _, originals), bound in zip(got.columns, true.columns, bounds, strict=True):
+        signal = J1939.messages[0].signals[place]
+        rule_bound = selection.rules[place][1] if selection.rules else 0
+        exact = [*((raw, raw) for raw in signal.labels), *(r[:2] for r in no_values(J1939.messages[0], signal))]
+        for a, b in itertools.zip_longest(numbers(values, got, signal), numbers(originals, true, signal)):
+            assert abs(a - b) <= rule_bound
+            assert a == b or not any(low <= raw <= high for raw in (a, b) for low, high in exact)
+            if not isinstance(bound, str):
+                assert abs(a - b) * abs(Fraction(str(signal.factor))) <= Fraction(bound)
+            assert abs(a - b) <= raw.get(place, 0)
+
+
+def numbers(values: memoryview, group: Any, signal: Signal) -> list[int]:
+    """Raw values, one a row."""
+    size = 1 if signal.length <= 8 else 2
+    raws = [int.from_bytes(values[i : i + size], "little", signed=signal.signed) for i in range(0, len(values), size)]
+    return raws * len(group.times) if len(raws) == 1 else raws
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tick_us": 10, "time_tolerance_s": 1}, "tick_us: means nothing beside time_tolerance_s"),
+        ({"frames": ["can0:*"], "time_tolerance_s": 1}, "time_tolerance_s: is not for raw frames; give tick_us"),
+    ],
+)
+def test_times_that_make_no_sense_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        compile_campaign("a", Campaign({"*": SignalRule()}, **fields), MANIFEST)
+
+
+def test_a_bound_makes_a_campaign_smaller_also_where_some_samples_have_no_value() -> None:
+    noise, traffic = random.Random(1), []
+    for at in range(1000):
+        speed = 0xFFFF if at % 50 == 0 else 20_000 + noise.randint(-300, 300)
+        traffic.append((10_000 * at, 0, 0x98FEF127, 0, bytes([100]) + speed.to_bytes(2, "little") + bytes(5)))
+    sizes = {}
+    for bound in (0, 1.0):
+        line = Line(Decoder(J1939))
+        line.select([compile_campaign("a", Campaign({"T.Speed": SignalRule(max_error=bound)}), J1939)], 0)
+        sizes[bound] = len(line.take(Batch(batch(traffic), Coverage("s", 0, 1000), Clock()))[0].body)
+    assert sizes[1.0] < 0.6 * sizes[0]

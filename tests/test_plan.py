@@ -75,6 +75,13 @@ def test_the_fault_of_the_drive_is_found_and_so_is_the_low_supply(
     assert any(18 < at < 32 for at in seconds_of(plans["supply_watch"], files))
 
 
+def test_raw_frames_around_the_fault_are_counted(plans: dict[str, Plan]) -> None:
+    [campaign] = plans["raw_capture"].campaigns
+    assert len(campaign.events) == 1
+    assert campaign.frames > 10_000
+    assert f"{campaign.frames:,} raw frames" in text(plans["raw_capture"])
+
+
 def test_buses_that_are_never_silent_make_no_event(plans: dict[str, Plan]) -> None:
     assert plans["bus_silence"].campaigns[0].events == []
     assert plans["bus_silence"].bytes == 0

@@ -7,7 +7,8 @@
     values    group by group, row by row
 
 A value is sent as its raw bits; with a step of k raw units (k odd) as the nearest multiple, so it is wrong by (k - 1) / 2
-at most. Lines are wrong by their tolerance at most: each row is checked when it is written.
+at most; where what is sent keeps to steps already but for a few values, these have a rest, and all is exact. Lines are
+wrong by their tolerance at most: each row is checked when it is written.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -17,7 +18,7 @@ from libc.string cimport memcpy
 from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish, probability_t
 from cy_core.codec.lines cimport TIME_MAX, code_lines, wrapping_sum
 from cy_core.codec.models cimport Models, line, mix, models_t
-from cy_core.codec.number cimport code_value, learn_value
+from cy_core.codec.number cimport code_residual, code_value, learn_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, due_t, line_up_t, take_turn
 from cy_core.codec.payload cimport code_row, history_t, start_history
 from cy_core.codec.streams cimport FIRST, HEAD
@@ -30,11 +31,20 @@ cdef enum:
     SIGNALS = 0x100000          # keys
     SHARED = 0x120000           # of groups that share rows
     PRESENT = 0x130000          # is a row of them of this one?
+    REST = 0x140000             # of a value that is no multiple of its step
     PART = 64                   # columns of a row that are coded together
     MOST_ROWS = 1 << 20         # of a group
     MOST_GROUPS = 0xFFFF
     SHARES = 1 << 16            # beside the number of groups: some share rows
+    TICKS = 1 << 17             # … and times were rounded
     MOST_BYTES = 64 << 20       # of values and times, when read
+
+cdef extern from *:
+    """
+    #define bordnetz_rests (1LL << 31)
+    """
+    const int64_t RESTS "bordnetz_rests"                # beside a step: values have rests
+
 
 cdef struct part_t:             # a group that is written or read
     uint32_t key
@@ -66,6 +76,9 @@ cdef class SignalCodec:
     cdef due_t* dues
     cdef uint32_t part_count
     cdef bint shares
+    cdef bint exact             # writing: nothing is rounded to a step, what is none has a rest
+    cdef uint32_t tick
+    cdef readonly dict steps    # reading: of the signals that have one, by place in the manifest
 
     def __init__(self, Plan plan not None, const uint8_t[::1] trained=None, *, bint learning=False):
         import array
@@ -85,12 +98,12 @@ cdef class SignalCodec:
 
     def encode(
         self, Columns columns not None, const uint8_t[::1] selection=None, const uint32_t[::1] steps=None,
-        uint32_t tick_us=1, uint32_t tolerance_us=0,
+        uint32_t tick_us=1, uint32_t tolerance_us=0, bint exact=False,
     ):
         """The inside of a block that holds these columns.
 
         selection: one byte for each signal of the manifest, not 0 for those to keep. steps: for each signal, in raw
-        units: odd, 1 is exact. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
+        units: odd, 1 is exact; exact: values are multiples already, and what is none stays as it is. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
         at most. Raises ValueError: any of these does not fit; OverflowError: more than a block may hold, or times over
         285 years from 1970.
         """
@@ -107,6 +120,7 @@ cdef class SignalCodec:
             steps.shape[0] != self.plan.signal_count or any(not s & 1 or s >> 31 for s in steps)
         ):
             raise ValueError("steps are odd, under 2^31, and one for each signal")
+        self.exact, self.tick = exact, 1 if tolerance_us else tick_us
         self._choose(columns, keep, tolerance_us != 0)
         memory = <uint8_t*>malloc(4096)
         if memory == NULL:
@@ -130,6 +144,7 @@ cdef class SignalCodec:
         if columns.plan is not self.plan or columns.exports:
             raise ValueError("columns of another plan, or still being looked at, cannot be used again here")
         columns.forget()
+        self.steps = {}
         begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
         with nogil:
             self._code(&coder, columns, NULL, NULL, 1)
@@ -156,7 +171,7 @@ cdef class SignalCodec:
             if _kept(columns, group, keep):
                 self.parts[self.part_count] = part_t(
                     key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i,
-                    rides=last == <int64_t>group.message and group.column_count == 1,
+                    rides=last == <int64_t>group.message and group.column_count == 1, riders=0, recent=0, present=NULL,
                 )
                 self.shares |= self.parts[self.part_count].rides and not has_lines
                 last = group.message
@@ -212,10 +227,11 @@ cdef class SignalCodec:
         self.unit = code_value(coder, models, mix(HEAD, 2), 40, self.unit)
         self.base = code_value(coder, models, mix(HEAD, 3), 64, self.base)
         self.tolerance = code_value(coder, models, mix(SIGNALS, 1), 32, self.tolerance)
-        count = code_value(coder, models, mix(SIGNALS, 2), 20, self.part_count | (SHARES if self.shares else 0))
+        count = code_value(coder, models, mix(SIGNALS, 2), 20, self.part_count | self._flags())
         if coder.reading:
             self.shares = count & SHARES and not self.tolerance
-            count &= ~<uint32_t>SHARES
+            self.tick = 2 if count & TICKS else 1
+            count &= ~<uint32_t>(SHARES | TICKS)
             # A group takes a bit or more of each of the numbers that begin it.
             if count > MOST_GROUPS or count > 64 * (coder.end - coder.start) or not -TIME_MAX < self.base < TIME_MAX:
                 coder.failed = True
@@ -224,6 +240,8 @@ cdef class SignalCodec:
             self.part_count = count
         if not coder.reading:
             count = self.part_count
+        if self.tick > 1:
+            self.tick = code_value(coder, models, mix(SIGNALS, 8), 32, self.tick)
         for p in range(count):
             size += self._code_group(coder, columns, &self.parts[p], keep, steps)
             if self.shares:
@@ -245,6 +263,14 @@ cdef class SignalCodec:
                 return 0
             self._code_values(coder, columns, &self.parts[p], keep, steps)
         return 0
+
+    cdef inline uint32_t _flags(self) noexcept nogil:
+        return (SHARES if self.shares else 0) | (TICKS if self.tick > 1 else 0)
+
+    @property
+    def time_error_us(self):
+        """Reading: how far the times of the block may be from those that it was made of."""
+        return self.tolerance if self.tolerance else self.tick // 2
 
     cdef uint64_t _code_group(
         self, coder_t* coder, Columns columns, part_t* part, const uint8_t* keep, const uint32_t* steps
@@ -313,7 +339,7 @@ cdef class SignalCodec:
         """Does this group share the rows of the one before it?"""
         cdef part_t* part = &self.parts[p]
         cdef uint32_t head = p - 1
-        if p == 0 or columns.group_rows[part.group].message != columns.group_rows[part[-1].group].message:
+        if p == 0 or columns.group_rows[part.group].message != columns.group_rows[self.parts[p - 1].group].message:
             part.rides = False
             return
         part.rides = code_bit(coder, line(&self.models.data, mix(SIGNALS, 7)), part.rides)
@@ -459,29 +485,38 @@ cdef class SignalCodec:
         cdef const signal_t* signals[PART]
         cdef uint8_t[PART] widths
         cdef int64_t[PART] step
-        cdef bint[PART] constant
+        cdef bint[PART] has_rest
         cdef history_t[PART] histories
         cdef uint64_t[PART] values
         cdef uint32_t key = mix(part.key, columns.column_rows[chosen[0]].signal), recent = 0xFFFFFFFF, row, i
         cdef column_t* column
         cdef uint64_t value
+        cdef uint32_t place
         for i in range(count):
             column = &columns.column_rows[chosen[i]]
             signals[i] = &self.plan.signals[message.first_signal + column.signal]
             widths[i] = signals[i].length
-            constant[i] = True
             step[i] = 1
+            has_rest[i] = False
             if steps != NULL and _can_step(signals[i]):
                 step[i] = steps[message.first_signal + column.signal]
             if code_bit(coder, line(models, mix(SIGNALS, 5)), step[i] != 1):
-                step[i] = code_value(coder, models, mix(SIGNALS, 6), 32, step[i])
+                if not coder.reading:
+                    has_rest[i] = self.exact and _has_rest(
+                        signals[i], step[i], columns.arena + column.offset, column, part.rows
+                    )
+                value = code_value(coder, models, mix(SIGNALS, 6), 32, step[i] | (RESTS if has_rest[i] else 0))
+                step[i], has_rest[i] = value & 0x7FFFFFFF, value >> 31
+                if coder.reading and step[i] > 1:
+                    with gil:
+                        place = message.first_signal + column.signal
+                        self.steps[place] = max(self.steps.get(place, 1), step[i])
         for row in range(part.rows):
             if not coder.reading:
                 for i in range(count):
                     column = &columns.column_rows[chosen[i]]
                     values[i] = _to_coded(
-                        signals[i], step[i],
-                        columns.arena + column.offset + (0 if column.is_constant else row * <uint64_t>column.width),
+                        signals[i], step[i], _cell(columns.arena + column.offset, column, row)
                     )
             if row == 0:
                 for i in range(count):
@@ -492,12 +527,19 @@ cdef class SignalCodec:
                 if self.learning and row & 15 == 0:
                     for i in range(count):
                         learn_value(models, mix(key, FIRST + i), widths[i], values[i])
-            if coder.reading:
-                if coder.failed:
-                    return
-                for i in range(count):
-                    column = &columns.column_rows[chosen[i]]
-                    value = _from_coded(signals[i], step[i], values[i])
+            for i in range(count):
+                column = &columns.column_rows[chosen[i]]
+                value = 0
+                if has_rest[i]:
+                    if not coder.reading:
+                        value = _raw(signals[i], _cell(columns.arena + column.offset, column, row))
+                        value -= _from_coded(signals[i], step[i], values[i])
+                    value = <uint64_t>code_residual(coder, models, mix(key, REST + i), 0, <int64_t>value)
+                if coder.reading:
+                    if coder.failed:
+                        return
+                    value += _from_coded(signals[i], step[i], values[i])
+                    value = ((value & _mask(signals[i])) ^ signals[i].sign) - signals[i].sign
                     memcpy(columns.arena + column.offset + row * <uint64_t>column.width, &value, column.width)
 
 
@@ -542,6 +584,30 @@ cdef inline bint _can_step(const signal_t* signal) noexcept nogil:
 
 cdef inline uint64_t _mask(const signal_t* signal) noexcept nogil:
     return 0xFFFFFFFFFFFFFFFFULL >> (64 - signal.length)
+
+
+cdef inline const uint8_t* _cell(const uint8_t* values, const column_t* column, uint32_t row) noexcept nogil:
+    return values + (0 if column.is_constant else row * <uint64_t>column.width)
+
+
+cdef inline uint64_t _raw(const signal_t* signal, const uint8_t* value) noexcept nogil:
+    """Sign-extended."""
+    cdef uint64_t raw = 0
+    memcpy(&raw, value, signal.width)
+    return ((raw & _mask(signal)) ^ signal.sign) - signal.sign
+
+
+cdef bint _has_rest(
+    const signal_t* signal, int64_t step, const uint8_t* values, const column_t* column, uint32_t rows
+) noexcept nogil:
+    """Is there a value that its step would change?"""
+    cdef uint32_t row
+    cdef const uint8_t* value
+    for row in range(1 if column.is_constant else rows):
+        value = _cell(values, column, row)
+        if _from_coded(signal, step, _to_coded(signal, step, value)) != _raw(signal, value):
+            return True
+    return False
 
 
 cdef inline uint64_t _to_coded(const signal_t* signal, int64_t step, const uint8_t* value) noexcept nogil:

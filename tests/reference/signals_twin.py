@@ -7,6 +7,7 @@ from tests.reference.block_twin import crc32c
 from tests.reference.codec_twin import HEAD, Bits, Line, Order, Row, Stream, mix
 
 G = 0x100000
+SHARES, TICKS, RESTS = 1 << 16, 1 << 17, 1 << 31
 NO_FRAME = 0x1FFFFFFF
 
 
@@ -23,8 +24,13 @@ def read(content: bytes, manifest: DecoderManifest, contexts: bytes = b"") -> li
     unit, base = bits.value(mix(HEAD, 2), 40), bits.value(mix(HEAD, 3), 64)
     base -= base >> 63 << 64
     tolerance, count = bits.value(mix(G, 1), 32), bits.value(mix(G, 2), 20)
-    groups, keys, rows = [], [], []
-    for _ in range(count):
+    if count & TICKS:
+        bits.value(mix(G, 8), 32)
+    groups: list[Group] = []
+    keys: list[int] = []
+    rows: list[int] = []
+    heads: list[int] = []  # of each group, the one whose rows it shares: itself mostly
+    for at in range(count & 0xFFFF):
         number = bits.value(mix(G, 3), 16)
         rows.append(bits.value(mix(G, 4), 20))
         message = manifest.messages[number]
@@ -34,13 +40,15 @@ def read(content: bytes, manifest: DecoderManifest, contexts: bytes = b"") -> li
             if bits.bit(mix(own, G + (i >> 4)), i & 15):
                 key = mix(key, i)
                 values[i] = []
+        rides = count & SHARES and at and groups[-1].message == number and bits.bit(mix(G, 7), 0)
+        heads.append(heads[-1] if rides else at)
         groups.append(Group(number, [], values))
         keys.append(key)
     if tolerance:
         for group, key, size in zip(groups, keys, rows, strict=True):
             _read_lines(bits, mix(key, 0x110000), group.times, base, size)
     else:
-        _read_order(bits, manifest, groups, keys, rows, base, unit)
+        _read_order(bits, manifest, groups, keys, rows, heads, base, unit)
     for group, key, size in zip(groups, keys, rows, strict=True):
         _read_values(bits, manifest.messages[group.message].signals, group.values, key, size)
     return groups
@@ -68,22 +76,36 @@ def _read_order(
     groups: list[Group],
     keys: list[int],
     rows: list[int],
+    heads: list[int],
     base: int,
     unit: int,
 ) -> None:
     order = Order(bits)
-    order.streams = [Stream(0, NO_FRAME, 0, 0, key) for key in keys]
+    messages = [manifest.messages[group.message] for group in groups]
+    for at, key in enumerate(keys):
+        shared = heads.count(at) > 1
+        order.streams.append(Stream(0, NO_FRAME, 0, 0, mix(_message_key(messages[at]), 0x120000) if shared else key))
+    recent = [0] * len(groups)
     for number, bus in enumerate(manifest.buses):
-        left = sum(
-            size for group, size in zip(groups, rows, strict=True) if manifest.messages[group.message].bus == bus
-        )
+        left = sum(size for message, size in zip(messages, rows, strict=True) if message.bus == bus)
         line = Line(mix(G, number), left)
         order.lines = [line]
-        for _ in range(left):
+        while left:
             stream = order.known(line)
             assert stream is not None
             now = line.time + order.gap(line, stream)
-            groups[order.streams.index(stream)].times.append(base + now * unit)
+            head = order.streams.index(stream)
+            waiting = [at for at in range(len(groups)) if heads[at] == head and len(groups[at].times) < rows[at]]
+            found = 0
+            for at in waiting:
+                is_here = 1
+                if at != waiting[-1] or found:
+                    is_here = bits.bit(mix(keys[at], 0x130000), (recent[at] & 7) << 1 | bool(found))
+                recent[at] = recent[at] << 1 | is_here
+                if is_here:
+                    groups[at].times.append(base + now * unit)
+                    found += 1
+            left -= found
             order.take_turn(line, stream, now)
 
 
@@ -94,16 +116,26 @@ def _read_values(
     for start in range(0, len(places), 64):
         part = places[start : start + 64]
         steps = [bits.value(mix(G, 6), 32) if bits.bit(mix(G, 5), 0) else 1 for _ in part]
-        row = Row(bits, mix(group_key, part[0]), [signals[place].length for place in part])
+        key = mix(group_key, part[0])
+        row = Row(bits, key, [signals[place].length for place in part])
         for _ in range(rows):
-            for place, step, coded in zip(part, steps, row.next()[0], strict=True):
-                values[place].append(_raw(signals[place], step, coded))
+            for i, (place, step, coded) in enumerate(zip(part, steps, row.next()[0], strict=True)):
+                raw = _raw(signals[place], step & RESTS - 1, coded)
+                if step & RESTS:
+                    raw = _cut(signals[place], raw + bits.residual(mix(key, 0x140000 + i), 0))
+                values[place].append(raw)
 
 
 def _raw(signal: Signal, step: int, coded: int) -> int:
     """A float's bits as a number without a sign."""
     is_signed = signal.signed and not signal.is_float
-    if is_signed and coded >> (signal.length - 1):
-        coded -= 1 << signal.length
+    coded = _cut(signal, coded)
     low = -(1 << (signal.length - 1)) if is_signed else 0
     return max(low, min(coded * step, low + (1 << signal.length) - 1))
+
+
+def _cut(signal: Signal, raw: int) -> int:
+    """To its bits."""
+    raw &= (1 << signal.length) - 1
+    is_signed = signal.signed and not signal.is_float
+    return raw - (1 << signal.length) if is_signed and raw >> (signal.length - 1) else raw
