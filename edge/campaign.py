@@ -13,13 +13,16 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal
+
+if TYPE_CHECKING:
+    from edge.summary import Summary
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Identifiers of a vehicle, and so of a person: an entry must name them, a glob over everything does not.
@@ -36,15 +39,17 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     filter: every sample (default); change: those that differ from the last by more than max_error; curvelog: the
     ends of lines that pass every sample within max_error; timebased: the last of each period_s; window: of each
-    period_s those in keep. max_error: physical, or "0.1%" of the signal's range. max_hold_s: a sample at the latest
-    so long after the last (change, curvelog).
+    period_s those in keep, and its mean, count, sum; histogram: how long the value was in each of classes (ascending
+    edges, or labels), in each period_s or in the event. max_error: physical, or "0.1%" of the signal's range.
+    max_hold_s: a sample at the latest so long after the last (change, curvelog); a value counts so long (histogram).
     """
 
-    filter: Literal["every", "change", "curvelog", "timebased", "window"] = "every"
+    filter: Literal["every", "change", "curvelog", "timebased", "window", "histogram"] = "every"
     max_error: float | str = 0.0
     period_s: Period | None = None
     max_hold_s: Period | None = None
-    keep: list[Literal["first", "last", "min", "max"]] = []
+    keep: list[Literal["first", "last", "min", "max", "mean", "count", "sum"]] = []
+    classes: list[float | str] = []
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +80,7 @@ Rule = tuple[str, float, int, int, int, tuple[int, ...], bool]  # as cy_core.red
 class Selection(msgspec.Struct, frozen=True):
     """A campaign, compiled. keep has one byte for each signal of the manifest, in its order.
 
-    rules: a reduction for each signal, None where every sample is kept as it is.
+    rules: a reduction for each signal, None where every sample is kept as it is. summaries: what goes beside samples.
     """
 
     stream: str
@@ -85,6 +90,7 @@ class Selection(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] | None = None
     program: Program | None = None
     is_snapshot: bool = False
+    summaries: "tuple[Summary, ...]" = ()
 
     @property
     def is_event(self) -> bool:
@@ -116,13 +122,15 @@ def compile_campaign(
     if len(campaign.signals) > MOST_SIGNAL_RULES:
         raise InputError(f"{place}: signals", f"has {len(campaign.signals)} entries", "use globs")
     _check_event(place, campaign, is_snapshot)
-    rules = _rules(place, campaign, names)
+    chosen = _chosen(place, campaign, names)
+    rules, summaries = _rules(place, campaign, names, chosen, is_snapshot)
     reduces = any(rule[0] != "drop" and rule[:5] != ("every", 0.0, 0, 0, 0) for rule in rules)
     program = None
     if campaign.when is not None:
         program = compile_condition(campaign.when, names, f"{place}: when")
-    keep = bytes(rule[0] != "drop" for rule in rules)
-    return Selection(name, campaign.priority, keep, campaign, tuple(rules) if reduces else None, program, is_snapshot)
+    keep = bytes(number in chosen for number in range(len(rules)))
+    reductions = tuple(rules) if reduces or summaries else None
+    return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, tuple(summaries))
 
 
 def compile_campaigns(
@@ -165,8 +173,8 @@ def _check_event(place: str, campaign: Campaign, is_snapshot: bool) -> None:
         raise InputError(f"{place}: end", "is not behind start", "leave one out, or give a later end")
 
 
-def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
-    """For each signal the rule of the most specific entry that matches it."""
+def _chosen(place: str, campaign: Campaign, names: Names) -> dict[int, tuple[str, SignalRule]]:
+    """For signals, by their number, the most specific entry that matches them."""
     chosen: dict[int, tuple[str, SignalRule]] = {}
     for glob in sorted(campaign.signals, key=_specificity):
         dotted = glob.replace("/", ".")
@@ -182,12 +190,22 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
             )
         for number in named:
             chosen[number] = glob, campaign.signals[glob]
-    dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
-    rules = [dropped] * len(names.signals)
+    return chosen
+
+
+def _rules(
+    place: str, campaign: Campaign, names: Names, chosen: Mapping[int, tuple[str, SignalRule]], is_snapshot: bool
+) -> "tuple[list[Rule], list[Summary]]":
+    """A reduction for each signal of the manifest, and the summaries."""
+    rules = [DROPPED] * len(names.signals)
     for number, (glob, rule) in chosen.items():
         full, _, signal = names.signals[number]
         rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
-    return rules
+    if not any(rule.filter == "histogram" or SUMMED.intersection(rule.keep) for _, rule in chosen.values()):
+        return rules, []
+    from edge.summary import plan_summaries  # here: not every vehicle needs it
+
+    return rules, plan_summaries(place, chosen, names, campaign.when is not None or is_snapshot)
 
 
 def is_private(name: str) -> bool:
@@ -203,11 +221,12 @@ def _check_rule(place: str, rule: SignalRule) -> None:
         "curvelog": {"max_error", "max_hold_s"},
         "timebased": {"period_s"},
         "window": {"period_s", "keep"},
+        "histogram": {"classes", "period_s", "max_hold_s"},
     }[rule.filter]
-    for field in ("max_error", "period_s", "max_hold_s", "keep"):
+    for field in ("max_error", "period_s", "max_hold_s", "keep", "classes"):
         if getattr(rule, field) and field not in takes:
             raise InputError(f"{place}.{field}", f"means nothing with filter {rule.filter}", f"it takes {_list(takes)}")
-    for field in ("period_s", "keep"):
+    for field in ("period_s", "keep") if rule.filter != "histogram" else ():
         if field in takes and not getattr(rule, field):
             raise InputError(f"{place}.{field}", f"is missing: filter {rule.filter} needs it", EXAMPLES[rule.filter])
     if rule.filter == "curvelog" and not rule.max_error:
@@ -216,22 +235,27 @@ def _check_rule(place: str, rule: SignalRule) -> None:
 
 EXAMPLES = {
     "timebased": 'as in {"filter": "timebased", "period_s": 1}',
-    "window": 'as in {"filter": "window", "period_s": 60, "keep": ["min", "max"]}',
+    "window": 'as in {"filter": "window", "period_s": 60, "keep": ["min", "max", "mean"]}',
     "curvelog": 'as in {"filter": "curvelog", "max_error": "0.1%"}',
 }
 KEEP_BITS = {"first": 1, "last": 2, "min": 4, "max": 8}  # cy_core.reduce.KEEP
+SUMMED = {"mean", "count", "sum"}
+DROPPED: Rule = ("drop", 0.0, 0, 0, 0, (), False)
 
 
 def _rule(place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool) -> Rule:
+    samples = [item for item in set(rule.keep) if item in KEEP_BITS]
+    if rule.filter == "histogram" or (rule.filter == "window" and not samples):
+        return DROPPED  # summaries alone
     bound = _max_error(f"{place}.max_error", rule.max_error, name, signal)
     labels = tuple(sorted(signal.labels)) if not signal.is_float else ()
-    kind = rule.filter
+    kind: str = rule.filter
     if kind == "curvelog" and signal.labels and is_glob and len(signal.labels) > 2:
         kind = "change"  # a glob over analogue signals meets discrete ones: no line through labels
         bound = 0.0
     if kind == "timebased":
         kind = "window"
-    keep = sum(KEEP_BITS[item] for item in set(rule.keep)) if rule.filter == "window" else 0
+    keep = sum(KEEP_BITS[item] for item in samples)
     return (
         kind,
         bound,

@@ -26,7 +26,9 @@ from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Signal
-from edge.message import UNIT_BYTES, Clock, Coverage, Quality
+from edge.message import UNIT_BYTES, Block, Clock, Coverage, Quality
+from edge.outbox import NewRecord
+from edge.summary import Reader, is_summary, named
 
 READ_FRAMES = 32_768
 ENVELOPE_BYTES = 200  # of a message, with its topic and properties
@@ -167,13 +169,19 @@ class _Meter:
         self._plans = {s.stream: CampaignPlan(s.stream, s.priority) for s in selections}
         self._of_signal: dict[str, dict[int, SignalPlan]] = {}
         self._rules: dict[str, list[tuple[str, float]]] = {}
+        self._reader = Reader(manifest)
         for selection in selections:
             rules = selection.rules or [("every" if keep else "drop", 0.0) for keep in selection.keep]
             self._rules[selection.stream] = [(rule[0], rule[1]) for rule in rules]
+            summed = {one.place: one.kinds for one in selection.summaries}
             self._of_signal[selection.stream] = {
-                number: SignalPlan(names.signals[number][0], str(rule[0]), bound=_physical(rule, self._signals[number]))
-                for number, rule in enumerate(rules)
-                if rule[0] != "drop"
+                number: SignalPlan(
+                    names.signals[number][0],
+                    str(rules[number][0]) if number not in summed else named(summed[number]),
+                    bound=_physical(rules[number], self._signals[number]),
+                )
+                for number in range(len(rules))
+                if selection.keep[number]
             }
         self._held: dict[tuple[str, int], float] = {}  # last kept value of signals sent on change
         self._periods: dict[str, dict[int, int]] = {name: {} for name in [*self._plans, ""]}
@@ -183,6 +191,7 @@ class _Meter:
         records = line.take(batch)
         period = int((batch.frames.last_time_us or 0) / 1e6 / self._usage.latency_s)
         for record in records:
+            self._count_summaries(record)
             for name in (record.stream, ""):
                 periods = self._periods[name]
                 periods[period] = periods.get(period, ENVELOPE_BYTES) + len(record.body)
@@ -190,6 +199,20 @@ class _Meter:
             fresh = stream.tally.events - before[name]
             if fresh:
                 self._plans[name].events += [_when(at) for at in list(stream.began)[-fresh:]]
+
+    def _count_summaries(self, record: NewRecord) -> None:
+        data = Block.decode(record.body).data
+        if not is_summary(data):
+            return
+        summaries, columns = self._reader.read(data)
+        plans, at = self._of_signal[record.stream], 0
+        for place, message in zip(summaries.places, summaries.manifest.messages, strict=True):
+            mask = bytearray(summaries.plan.signal_count)
+            mask[at : at + len(message.signals)] = b"\1" * len(message.signals)
+            at += len(message.signals)
+            if values := columns.samples(mask):
+                plans[place].samples += values
+                plans[place].bytes_alone += len(block.encode(columns, mask))
 
     def columns(self, stream: str, source: Columns, kept: Columns) -> None:
         """What a reduction made of a block's samples."""
@@ -199,7 +222,7 @@ class _Meter:
             plan, own = plans[number], after.get(number, [])
             plan.samples_seen += len(samples)
             kind, bound = rules[number]
-            if kind == "window" or (bound == 0 and kind != "change"):
+            if kind in ("drop", "window") or (bound == 0 and kind != "change"):
                 continue
             error = self._error(stream, number, kind, samples, own) * abs(float(self._signals[number].factor))
             plan.max_error = max(plan.max_error or 0.0, error)
@@ -313,7 +336,7 @@ def _units(periods: Mapping[int, int]) -> int:
 
 
 def _physical(rule: Sequence[Any], signal: Signal) -> float | None:
-    return None if rule[0] == "window" else float(rule[1]) * abs(float(signal.factor))
+    return None if rule[0] in ("drop", "window") else float(rule[1]) * abs(float(signal.factor))
 
 
 def _distance(a: Any, b: Any) -> float:

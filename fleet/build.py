@@ -25,10 +25,11 @@ from edge.durable import write_durably
 from edge.errors import BlockCorrupt
 from edge.manifest import DecoderManifest
 from edge.message import Clock
+from edge.summary import Reader, is_summary
 from fleet.archive import Archive, Stored, count_segments
 from fleet.clock import Clocks, bounds_us
 from fleet.sort import Sorter
-from fleet.table import ORDER, ParquetFile, TableMaker, signal_facts
+from fleet.table import ORDER, Fact, ParquetFile, TableMaker
 
 STATE_FILE = "_built"
 SPILL = "_spill"
@@ -78,7 +79,8 @@ class Lines:
             if manifest not in self.manifests:
                 return None
             decoder = Decoder(self.manifests[manifest])
-            self._lines[manifest] = Line(decoder, TableMaker(decoder.manifest), Columns(decoder.plan))
+            own = decoder.manifest
+            self._lines[manifest] = Line(decoder, TableMaker(own), Columns(decoder.plan), Reader(own))
         return self._lines[manifest]
 
 
@@ -86,6 +88,7 @@ class Line(NamedTuple):
     decoder: Decoder
     maker: TableMaker
     columns: Columns
+    summaries: Reader
 
 
 def load_outcomes(folder: Path) -> list[Span | Problem | None]:
@@ -117,7 +120,7 @@ class _Build:
         self._ranks = {record.number: rank for rank, record in enumerate(self._records)}
         self._offsets = _offsets(self._records)
         self._sorters: dict[str, Sorter] = {}
-        self._signals: dict[Day, set[tuple[str, int]]] = {}
+        self._signals: dict[Day, set[tuple[str, Fact]]] = {}
         state = _load(folder)
         self._outcomes = list(state.outcomes) if state else []
         self._outcomes += [None] * (len(self._records) - len(self._outcomes))
@@ -181,9 +184,9 @@ class _Build:
     def _rows(self, record: Stored, data: bytes) -> pa.Table:
         """With the rank of the record behind the number of the signal. Raises BlockCorrupt."""
         manifest, offset_us = record.group.manifest, self._offsets[record.number]
-        rows, numbers = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
+        rows, facts = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
         for day in np.unique(np.asarray(rows["time_us"]) // DAY_US).tolist():
-            self._signals.setdefault((record.group.stream, day), set()).update((manifest, n) for n in numbers)
+            self._signals.setdefault((record.group.stream, day), set()).update((manifest, f) for f in facts)
         return rows.set_column(rows.num_columns - 1, ORDER, rank(rows, self._ranks[record.number]))
 
     def _add(self, record: Stored, rows: pa.Table) -> None:
@@ -214,27 +217,28 @@ class _Build:
     def _facts(self, campaign: str, day: int) -> dict[str, Any]:
         used = sorted(self._signals.get((campaign, day), ()))
         facts: dict[str, Any] = {"manifests": sorted({manifest for manifest, _ in used}), "signals": {}}
-        for manifest, number in used:
-            line = self._lines.get(manifest)
-            assert line is not None
-            facts["signals"].update([signal_facts(line.maker.signals[number])])
+        facts["signals"] = {fact.name: fact.document() for _, fact in used}
         return facts
 
 
 def decode_rows(
     lines: Lines, manifest: str, data: bytes, clock: Clock, utc_offset_us: int, enqueued_us: int
-) -> tuple[pa.Table, set[int]]:
-    """The rows of a block, in no order, and the numbers of its signals in the manifest.
+) -> tuple[pa.Table, set[Fact]]:
+    """The rows of a block, in no order, and what is to be said of its signals.
 
     Raises BlockCorrupt: the block is damaged, its manifest is not there, or its time cannot be.
     """
     line = lines.get(manifest)
     if line is None:
         raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
-    columns = blocks.decode(data, line.decoder.plan, line.columns)
-    rows = line.maker.rows(columns, utc_offset_us)
+    if is_summary(data):
+        summaries, columns = line.summaries.read(data)
+        maker = TableMaker(summaries.manifest)
+    else:
+        maker, columns = line.maker, blocks.decode(data, line.decoder.plan, line.columns)
+    rows = maker.rows(columns, utc_offset_us)
     _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
-    return rows, line.maker.numbers(columns)
+    return rows, maker.facts(columns)
 
 
 def rank(rows: pa.Table, place: int) -> pa.Array:

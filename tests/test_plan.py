@@ -16,16 +16,30 @@ from simulator.vehicle import databases
 from simulator.vehicle.drive import write_log
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "campaigns").glob("*.json"))
+GNSS = Path(__file__).parents[1] / "examples" / "databases" / "gnss.dbc"
 SECONDS = 40
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, DecoderManifest]:
     folder = tmp_path_factory.mktemp("plan")
-    manifest = load_databases(databases())
+    buses = databases()
+    manifest = load_databases({**buses, "can2": [*buses["can2"], GNSS]})
     manifest.save(folder / "van.manifest")
     write_log(folder / "drive.log", SECONDS, 1)
+    _add_positions(folder / "drive.log")
     return folder / "drive.log", folder / "van.manifest", manifest
+
+
+def _add_positions(log: Path) -> None:
+    """A receiver on can2, once a second, that drives north-east: inside the fence from 12 to 24 s."""
+    lines = log.read_text().splitlines(keepends=True)
+    start = float(lines[0].split(")")[0][1:])
+    for second in range(SECONDS):
+        raws = [round((degrees + 210) * 1e7) for degrees in (48.76 + 0.0025 * (second - 11.5), 11.44)]
+        payload = b"".join(raw.to_bytes(4, "little") for raw in raws).hex().upper()
+        lines.append(f"({start + second + 0.5:.6f}) can2 18FEF34A#{payload}\n")
+    log.write_text("".join(sorted(lines)))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +87,27 @@ def test_the_fault_of_the_drive_is_found_and_so_is_the_low_supply(
 ) -> None:
     assert any(18 < at < 29 for at in seconds_of(plans["fault_context"], files))
     assert any(18 < at < 32 for at in seconds_of(plans["supply_watch"], files))
+
+
+def test_the_fence_is_entered_once_and_collected_while_inside(
+    plans: dict[str, Plan], files: tuple[Path, Path, DecoderManifest]
+) -> None:
+    [at] = seconds_of(plans["geofenced"], files)
+    assert at == pytest.approx(12.5, abs=0.1)
+    [campaign] = plans["geofenced"].campaigns
+    assert campaign.conditions_true == 12
+    assert not any("POSITION" in signal.signal for signal in campaign.signals)
+    found = {signal.signal: signal for signal in campaign.signals}
+    assert found["GEARBOX.GEAR"].filter == "histogram"
+    assert found["PACK.CURRENT"].samples == pytest.approx(3 * 14, abs=4)  # 1 s before, 11 inside, 2 behind
+
+
+def test_a_histogram_is_a_fraction_of_what_it_sums_up(plans: dict[str, Plan]) -> None:
+    [campaign] = plans["battery_histogram"].campaigns
+    found = {signal.signal: signal for signal in campaign.signals}
+    assert found["CELL_VOLTAGES_1.CELL_01"].samples == 11  # one period, nine edges: ten classes and the rest
+    assert campaign.samples < campaign.samples_seen / 50
+    assert sum(signal.samples for signal in campaign.signals) == campaign.samples
 
 
 def test_buses_that_are_never_silent_make_no_event(plans: dict[str, Plan]) -> None:
