@@ -1,14 +1,16 @@
 """The collector module: frames from the buses, as the campaigns of its twin select them, into the outbox.
 
 Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_OUTBOX (directory shared
-with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), BORDNETZ_CLOUD and what it needs
-(edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods:
+with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), BORDNETZ_DOCUMENTS (optional: the
+folder of documents that the twin may refer to), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py),
+RuntimeLogLevel, and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods:
 getStatus, getCampaigns, snapshot, flush, setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for
 `bordnetz doctor`.
 """
 
 import asyncio
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from edge.cloud.choose import choose_cloud
 from edge.collector import Collector, CollectorSettings
 from edge.condition import Names
 from edge.decoder import Decoder
+from edge.document import Documents
 from edge.errors import EdgeError
 from edge.outbox import Outbox
 from edge.source import open_source
@@ -75,7 +78,12 @@ class Module:
         self.first_stored_s: float | None = None
         self._folder = folder
         self._names = Names(self.manifest)
-        self.twin = Twin(CollectorSettings, folder / "settings-collector.json", self._check, self._change)
+        documents = os.environ.get("BORDNETZ_DOCUMENTS")
+        self.documents = Documents(folder / "document-collector.json", Path(documents) if documents else None)
+        self.twin = Twin(
+            CollectorSettings, folder / "settings-collector.json", self._check, self._change, self.documents.expand
+        )
+        self.documents.on_change = self.twin.refresh
         ring_bytes = self.twin.settings.ring_bytes
         self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first, ring_bytes)
         self.hub = choose_cloud("collector")
@@ -85,6 +93,7 @@ class Module:
         self._line_ended = False
         self._stopping = threading.Event()
         self._change(self.twin.settings)
+        self.twin.refresh()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until stop is set, or one of the parts fails."""
@@ -93,6 +102,7 @@ class Module:
         others = [
             asyncio.create_task(self.hub.run(), name="hub"),
             asyncio.create_task(self.twin.run(self.hub), name="twin"),
+            asyncio.create_task(self.documents.run(), name="documents"),
             asyncio.create_task(module.report_changes(self.twin, self._status, lambda: REPORT_SECONDS), name="report"),
             asyncio.create_task(self._leave_status(), name="status"),
         ]
