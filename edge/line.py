@@ -31,7 +31,7 @@ from edge.message import Block, Clock, Counters, Coverage
 from edge.outbox import MAX_BODY_BYTES, NewRecord
 
 if TYPE_CHECKING:
-    from edge.summary import Summarising
+    from edge.summary import SummingReducer
 
 BEGAN_KEPT = 100
 DAY_US = 86_400_000_000
@@ -82,8 +82,7 @@ class Stream:
         self.condition = (
             selection.program.condition(decoder.plan, round(campaign.cooldown_s * 1e6)) if selection.program else None
         )
-        self.reducer = Reducer(decoder.plan, selection.rules) if selection.rules is not None else None
-        self.summary = _summarising(selection, decoder) if selection.summaries else None
+        self.reducer = _reducer(selection, decoder)
         self.first, self.missing, self.until_us = place.first, place.missing, place.until_us
         self.looked = position  # frames of the source before this one have been looked at
         self.counters = Counters()
@@ -252,15 +251,12 @@ class Line:
             records += self._piece(stream, batch, start, end, covers, ends or batch.last)
             if ends and stream.reducer is not None:
                 stream.reducer.forget()
-            if ends and stream.summary is not None:
-                stream.summary.forget()
         stream.done |= bool(stream.tally.events) and stream.until_us is None
         return records
 
     def _piece(self, stream: Stream, batch: Batch, start: int, end: int, covers: int, ends: bool) -> list[NewRecord]:
         """A block of frames start..end-1; in halves where the outbox would not take the whole."""
         state = stream.reducer.save() if stream.reducer is not None else b""
-        summary, summary_state = stream.summary, stream.summary.save() if stream.summary is not None else b""
         source = self._decode(batch, start, end)
         kept, count = source, 0
         summed: list[tuple[bytes, int]] = []
@@ -269,22 +265,20 @@ class Line:
         else:
             now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
             kept, count = self._reduced, stream.reducer.reduce(source, self._reduced, now_us, ends)
-            if summary is not None:
-                summed = summary.blocks(source, now_us, ends, MAX_DATA_BYTES)
+            if not isinstance(stream.reducer, Reducer):
+                summed = stream.reducer.summaries(MAX_DATA_BYTES)
         is_wanted = count > 0 or (batch.last and covers > stream.first and not summed)
         data = block.encode(kept, stream.selection.keep if stream.reducer is None else None) if is_wanted else b""
         if max(map(len, [data, *(one for one, _ in summed)])) > MAX_DATA_BYTES and end - start > 1:
             if stream.reducer is not None:
                 stream.reducer.restore(state)
-            if summary is not None:
-                summary.restore(summary_state)
             middle = (start + end) // 2
             halfway = max(stream.first, covers - (end - middle))
             return self._piece(stream, batch, start, middle, halfway, False) + self._piece(
                 stream, batch, middle, end, covers, ends
             )
         stream.tally.samples_seen += source.samples(stream.selection.keep)
-        stream.counters = _plus(stream.counters, _counters(source))
+        stream.counters = _plus(stream.counters, _counters(source, count + sum(values for _, values in summed)))
         if self._on_columns is not None:
             self._on_columns(stream.selection.stream, source, kept)
         blocks = [(data, count)] * is_wanted + summed  # the first covers the frames
@@ -294,7 +288,7 @@ class Line:
         # Missing frames lie before the others, wherever between two blocks they were lost.
         first = min(stream.first + stream.missing, covers)
         coverage = Coverage(batch.coverage.source, first, covers, stream.missing)
-        body = Block(data, batch.clock, coverage, _plus(stream.counters, Counters(samples=count))).encode()
+        body = Block(data, batch.clock, coverage, stream.counters).encode()
         stream.tally.samples += count
         self.samples += count
         stream.tally.blocks += 1
@@ -328,14 +322,19 @@ class Line:
         return min((latency_s for latency_s in asked if latency_s is not None), default=math.inf)
 
 
-def _summarising(selection: Selection, decoder: Decoder) -> "Summarising":
-    from edge.summary import Summarising  # here: not every vehicle needs it
+def _reducer(selection: Selection, decoder: Decoder) -> "Reducer | SummingReducer | None":
+    if selection.rules is None:
+        return None
+    if not selection.summaries:
+        return Reducer(decoder.plan, selection.rules)
+    from edge.summary import SummingReducer  # here: not every vehicle needs it
 
-    return Summarising(decoder.plan, selection.summaries)
+    return SummingReducer(decoder.plan, selection.rules, selection.summaries)
 
 
-def _counters(columns: Columns) -> Counters:
+def _counters(columns: Columns, samples: int) -> Counters:
     return Counters(
+        samples=samples,
         unknown_frames=columns.unknown_frames,
         short_frames=columns.short_frames,
         remote_frames=columns.remote_frames,

@@ -23,7 +23,7 @@ from edge.errors import BlockCorrupt, InputError
 from edge.manifest import DecoderManifest, Message, Signal, no_values
 
 if TYPE_CHECKING:
-    from edge.campaign import SignalRule
+    from edge.campaign import Rule, SignalRule
     from edge.condition import Names
 
 HEAD = block.HEAD  # magic, version, coding, CRC-32C of what follows
@@ -247,21 +247,38 @@ def encode(
     return [(HEAD.pack(block.MAGIC, *FORM, crc32c(rest)) + rest, count)]
 
 
-class Summarising:
-    """The summaries of a campaign at work."""
+class SummingReducer:
+    """A Reducer (cy_core/reduce.pyx) that sums up, too."""
 
-    def __init__(self, plan: Plan, summaries: Sequence[Summary]) -> None:
-        from cy_core.summarise import Summariser  # here: who only reads does not need it
+    def __init__(self, plan: Plan, rules: Sequence["Rule"], summaries: Sequence[Summary]) -> None:
+        from cy_core.reduce import Reducer  # these here: who only reads does not need them
+        from cy_core.summarise import Summariser
 
         self._summaries = Summaries.of(plan.manifest, summaries)
-        self._kernel = Summariser(plan, self._summaries.plan, [one.row() for one in summaries])
-        self._into = Columns(self._summaries.plan)
-        self.save, self.restore, self.forget = self._kernel.save, self._kernel.restore, self._kernel.forget
+        self._summariser = Summariser(plan, self._summaries.plan, [one.row() for one in summaries])
+        self._summed = Columns(self._summaries.plan)
+        self._reducer = Reducer(plan, rules)
 
-    def blocks(self, columns: Columns, now_us: int, last: bool, most_bytes: int) -> list[tuple[bytes, int]]:
-        """Blocks with the number of their values: of the periods that are over at now_us, or all."""
-        self._kernel.summarise(columns, self._into, now_us, last)
-        return encode(self._summaries, self._into, most_bytes)
+    def save(self) -> bytes:
+        reduced = self._reducer.save()
+        return len(reduced).to_bytes(4, "little") + reduced + self._summariser.save()
+
+    def restore(self, state: bytes) -> None:
+        end = 4 + int.from_bytes(state[:4], "little")
+        self._reducer.restore(state[4:end])
+        self._summariser.restore(state[end:])
+
+    def forget(self) -> None:
+        self._reducer.forget()
+        self._summariser.forget()
+
+    def reduce(self, columns: Columns, into: Columns, now_us: int, last: bool = False) -> int:
+        self._summariser.summarise(columns, self._summed, now_us, last)
+        return self._reducer.reduce(columns, into, now_us, last)
+
+    def summaries(self, most_bytes: int) -> list[tuple[bytes, int]]:
+        """Of the last reduce(): blocks of the periods that are over, with the number of their values."""
+        return encode(self._summaries, self._summed, most_bytes)
 
 
 def is_summary(data: bytes) -> bool:

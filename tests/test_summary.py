@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from cy_core.columns import Columns
 from cy_core.summarise import KINDS, Summariser
 from edge import block, summary
-from edge.campaign import Campaign, SignalRule, compile_campaign
+from edge.campaign import DROPPED, Campaign, SignalRule, compile_campaign
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt, InputError
 from edge.line import Batch, Line
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Coverage, Quality, Record, pack
-from edge.summary import Reader, Summaries, Summarising, Summary
+from edge.summary import Reader, Summaries, Summary, SummingReducer
 from tests.reference import reduce as slow
 from tests.strategies import batch
 from tests.test_reduce import Samples, cut, manifest, signals
@@ -154,12 +154,13 @@ def run(campaign: Campaign, frames: Any, step: int = 100) -> list[Block]:
 
 def values(blocks: list[Block]) -> dict[str, list[tuple[int, float]]]:
     """Physical values of all summaries, by name."""
-    reader, found = Reader(VAN), dict[str, list[tuple[int, float]]]()
+    reader, plan, count, found = Reader(VAN), Decoder(VAN).plan, 0, dict[str, list[tuple[int, float]]]()
     for one in blocks:
         if not summary.is_summary(one.data):
+            count += block.decode(one.data, plan).samples()
             continue
         summaries, columns = reader.read(one.data)
-        assert one.counters.samples == columns.samples()
+        count += columns.samples()
         for group in columns.groups():
             fields = summaries.manifest.messages[group.message].signals
             for index, form, raws in group.columns:
@@ -167,6 +168,7 @@ def values(blocks: list[Block]) -> dict[str, list[tuple[int, float]]]:
                 column *= len(group.times) if len(column) == 1 else 1
                 pairs = [(at, raw * fields[index].factor) for at, raw in zip(group.times, column, strict=True)]
                 found.setdefault(fields[index].name, []).extend(pairs)
+    assert count == sum(one.counters.samples for one in blocks)
     return found
 
 
@@ -339,8 +341,9 @@ def test_a_reader_keeps_a_bounded_number_of_forms() -> None:
     for edge in range(3 * summary.MOST_KNOWN):
         one = Summary(0, KINDS["dwell"], 1000, 0, 1.0, 0.0, (float(edge),), (), ())
         decoder = Decoder(VAN)
-        made = Summarising(decoder.plan, [one])
-        [(data, count)] = made.blocks(decoder.decode_batch(batch(drive(3))), 9_000_000, True, 1 << 18)
+        made = SummingReducer(decoder.plan, [DROPPED] * 2, [one])
+        made.reduce(decoder.decode_batch(batch(drive(3))), Columns(decoder.plan), 9_000_000, True)
+        [(data, count)] = made.summaries(1 << 18)
         assert reader.read(data)[1].samples() == count
     assert len(reader._known) <= summary.MOST_KNOWN
 

@@ -21,11 +21,12 @@ from typing import Any
 from cy_core.columns import Columns
 from cy_core.frames import Frames
 from edge import block
+from edge.campaign import DROPPED
 from edge.decoder import Decoder
 from edge.manifest import FORMAT, DecoderManifest, Message, Signal, Source
 from edge.message import Block, Clock, Counters, Coverage, Envelope, Eviction, Quality, Record, pack, unpack
 from edge.source.stream import PIECE, SLOT_BYTES
-from edge.summary import Reader, Summarising, Summary
+from edge.summary import Reader, Summary, SummingReducer
 from edge.table import Table
 
 FOLDER = Path(__file__).parent
@@ -98,8 +99,9 @@ def summaries() -> bytes:
         Summary(2, 8, 0, 0, 1.0, 0.0, ("on", "fault"), ((1, 0), (3, 1)), ()),
     ]
     decoder = Decoder(manifest())
-    made = Summarising(decoder.plan, rows).blocks(decoder.decode_batch(frames()), START_US + 400_000, True, 1 << 18)
-    return made[0][0]
+    reducer = SummingReducer(decoder.plan, [DROPPED] * decoder.plan.signal_count, rows)
+    reducer.reduce(decoder.decode_batch(frames()), Columns(decoder.plan), START_US + 400_000, True)
+    return reducer.summaries(1 << 18)[0][0]
 
 
 def summary_values(block: bytes) -> list[Any]:
