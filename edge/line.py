@@ -182,6 +182,7 @@ class Line:
         self.assembler = decoder.assembler()
         self._messages = Frames()  # that the batch's frames complete
         self._manifest = bytes.fromhex(decoder.manifest.hash)
+        self.signals_seen = bytearray(decoder.plan.signal_count)  # a byte for each; 1 once it was there
         self._decoded = False
         self._whole, self._part, self._reduced = (Columns(decoder.plan) for _ in range(3))
         self._on_columns = on_columns
@@ -303,6 +304,7 @@ class Line:
         if not self._decoded:
             self.decoder.decode_batch(batch.frames, self._whole, self._messages)
             self._decoded = True
+            self._whole.mark(self.signals_seen)
         return self._whole
 
     def _assembled(self, start: int, end: int) -> Frames | None:

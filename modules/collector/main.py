@@ -22,13 +22,14 @@ import msgspec
 
 from edge import doctor, module
 from edge import manifest as manifests
+from edge.answer import fit
 from edge.campaign import SNAPSHOT, Campaign, Selection, SignalRule, compile_campaign, compile_campaigns
 from edge.cloud.choose import choose_cloud
 from edge.collector import Collector, CollectorSettings
 from edge.condition import Names
 from edge.decoder import Decoder
 from edge.document import Documents
-from edge.errors import EdgeError
+from edge.errors import EdgeError, InputError
 from edge.outbox import Outbox
 from edge.source import open_source
 from edge.twin import Twin
@@ -46,6 +47,12 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """Of methods that take no payload."""
 
 
+class Which(msgspec.Struct, forbid_unknown_fields=True):
+    """campaigns: only these; all without one, as far as an answer takes them."""
+
+    campaigns: list[str] = []
+
+
 class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
     """Capture now: these signals, from before_s before to after_s behind."""
 
@@ -60,8 +67,8 @@ class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
 
 
 PAYLOADS: dict[str, type[msgspec.Struct]] = {
-    "getStatus": Nothing,
-    "getCampaigns": Nothing,
+    "getStatus": Which,
+    "getCampaigns": Which,
     "flush": Nothing,
     "snapshot": Snapshot,
     "setLogLevel": LogLevel,
@@ -222,11 +229,12 @@ class Module:
         if method == "getStatus":
             own = {"connected": self.hub.connected, "client": dict(self.hub.counters), "settings": self.twin.state}
             described = self._describe()
-            return 200, {**described, **await self._status(), **own, "campaigns": described["campaigns"],
-                         "why": doctor.explain(described)}  # fmt: skip
+            described["campaigns"] = _of(described["campaigns"], asked.campaigns)
+            whole = {**described, **await self._status(), **own, "campaigns": described["campaigns"]}
+            return 200, fit({**whole, "why": doctor.explain(described)}, "why", "campaigns")
         if method == "getCampaigns":
-            campaigns = msgspec.to_builtins(self.twin.settings.campaigns)
-            return 200, {"campaigns": campaigns, "refused": self.twin.state["refused"]}
+            campaigns = _of(msgspec.to_builtins(self.twin.settings.campaigns), asked.campaigns)
+            return 200, fit({"campaigns": campaigns, "refused": self.twin.state["refused"]}, "refused", "campaigns")
         if method == "setLogLevel":
             logging.getLogger().setLevel(asked.level.upper())
             return 200, {"level": asked.level}
@@ -245,6 +253,15 @@ class Module:
             return 503, {"error": f"{method}: the line is busy (the outbox may be full); it will be done"}
         totals = self.collector.totals
         return 200, {"frames": totals.frames, "blocks": totals.blocks, "bytes": totals.bytes}
+
+
+def _of(campaigns: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Raises InputError: one of the names is none of them."""
+    for name in names:
+        if name not in campaigns:
+            close = ", ".join(list(campaigns)[:8]) or "none"
+            raise InputError("campaigns", f"there is no campaign {name[:64]!r} at work", f"there are: {close}")
+    return {name: campaigns[name] for name in names} if names else campaigns
 
 
 async def run(stop: asyncio.Event) -> None:
