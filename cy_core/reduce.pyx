@@ -15,12 +15,12 @@ the batch, so each block keeps its promise alone. Slow twin: tests/reference/red
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport INFINITY, fabs, isfinite, rint
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from cy_core.columns cimport Columns, column_t, group_t
-from cy_core.gather cimport Gatherer, floor_div, pick_t, raw_of
+from cy_core.gather cimport floor_div, gather, link_groups, pick_t, raw_of
 from cy_core.plan cimport Plan, signal_t
 from cy_core.value cimport number_of
 
@@ -55,21 +55,27 @@ cdef struct state_t:
     uint8_t has_range
 
 
-cdef class Reducer(Gatherer):
+cdef class Reducer:
     """rules: for each signal of the manifest (kind, bound in raw units, span_us, hold_us, keep bits, sorted labelled
     raw values, whether the factor is negative). Raises ValueError: not one rule a signal, or a period that is none.
     """
 
+    cdef readonly Plan plan
     cdef rule_t* rules
     cdef state_t* states
     cdef uint64_t* labels
-    cdef pick_t* picks              # samples of the signal at hand that are kept
-    cdef Py_ssize_t pick_capacity, pick_count
+    cdef pick_t* samples            # of the signal at hand, in the order of time
+    cdef pick_t* picks              # those of them that are kept
+    cdef int32_t* heads             # of each message: its first group, -1 for none
+    cdef int32_t* nexts             # of each group: the next one of its message, -1 for none
+    cdef Py_ssize_t capacity, pick_capacity, pick_count, group_capacity
 
     def __cinit__(self, Plan plan not None, rules):
         cdef Py_ssize_t place, count = 0
         if len(rules) != plan.signal_count:
             raise ValueError(f"{len(rules)} rules for {plan.signal_count} signals")
+        self.plan = plan
+        self.heads = <int32_t*>_zeroed(plan.message_count, sizeof(int32_t))
         self.rules = <rule_t*>_zeroed(plan.signal_count, sizeof(rule_t))
         self.states = <state_t*>_zeroed(plan.signal_count, sizeof(state_t))
         self.labels = <uint64_t*>_zeroed(sum(len(rule[5]) for rule in rules), sizeof(uint64_t))
@@ -89,6 +95,9 @@ cdef class Reducer(Gatherer):
         free(self.rules)
         free(self.states)
         free(self.labels)
+        free(self.samples)
+        free(self.heads)
+        free(self.nexts)
         free(self.picks)
 
     def save(self):
@@ -117,7 +126,7 @@ cdef class Reducer(Gatherer):
         into.forget()
         into.frames = columns.frames
         with nogil:
-            self._link_groups(columns)
+            link_groups(columns, self.heads, &self.nexts, &self.group_capacity)
             for i in range(columns.group_count):
                 self._whole(columns, &columns.group_rows[i], into)
             for i in range(self.plan.message_count):
@@ -141,7 +150,7 @@ cdef class Reducer(Gatherer):
             place = self.plan.messages[message].first_signal + i
             if self.rules[place].kind < CHANGE:
                 continue
-            count = self._gather(columns, message, i)
+            count = gather(columns, message, i, self.heads[message], self.nexts, &self.samples, &self.capacity)
             self.pick_count = 0
             if count == 0:
                 continue

@@ -14,12 +14,12 @@ the times of a signal that is never silent add up. Slow twin: tests/reference/re
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport NAN, fabs, isfinite
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from cy_core.columns cimport Columns, column_t, group_t
-from cy_core.gather cimport Gatherer, floor_div, pick_t
+from cy_core.gather cimport floor_div, gather, link_groups, pick_t
 from cy_core.plan cimport Plan, signal_t
 from cy_core.value cimport number_of
 
@@ -69,7 +69,7 @@ cdef struct period_t:
     double total, rest
 
 
-cdef class Summariser(Gatherer):
+cdef class Summariser:
     """summaries: (place of the signal in the manifest, kinds, span_us, hold_us, factor, offset, ascending edges,
     [(labelled raw value, class)], [(lowest, highest raw value that is no number)] apart and ascending, classes), as
     edge/summary.py makes them. into: the plan of what comes out, a message for each of them.
@@ -77,7 +77,11 @@ cdef class Summariser(Gatherer):
     Raises ValueError: one of these does not fit the plans.
     """
 
-    cdef readonly Plan into
+    cdef readonly Plan plan, into
+    cdef pick_t* samples            # of the signal at hand, in the order of time
+    cdef int32_t* heads             # of each message: its first group, -1 for none
+    cdef int32_t* nexts             # of each group: the next one of its message, -1 for none
+    cdef Py_ssize_t capacity, group_capacity
     cdef summary_t* summaries
     cdef period_t* periods
     cdef int64_t* dwells
@@ -92,7 +96,8 @@ cdef class Summariser(Gatherer):
         cdef summary_t* one
         if into.message_count != len(summaries):
             raise ValueError(f"{len(summaries)} summaries, and {into.message_count} messages to put them into")
-        self.into, self.count = into, len(summaries)
+        self.plan, self.into, self.count = plan, into, len(summaries)
+        self.heads = <int32_t*>_zeroed(plan.message_count, sizeof(int32_t))
         self.summaries = <summary_t*>_zeroed(self.count, sizeof(summary_t))
         self.periods = <period_t*>_zeroed(self.count, sizeof(period_t))
         self.dwells = <int64_t*>_zeroed(sum(row[9] for row in summaries), sizeof(int64_t))
@@ -141,6 +146,9 @@ cdef class Summariser(Gatherer):
         free(self.labels)
         free(self.ranges)
         free(self.rows)
+        free(self.samples)
+        free(self.heads)
+        free(self.nexts)
 
     def save(self):
         """The state, to go back to."""
@@ -170,22 +178,27 @@ cdef class Summariser(Gatherer):
         """
         cdef Py_ssize_t i, j, count
         cdef int64_t now = _near(now_us)
+        cdef summary_t* one
+        cdef period_t* period
         if columns.plan is not self.plan or into.plan is not self.into or into.exports or into is columns:
             raise ValueError("columns of another plan, or still being looked at, cannot be used here")
         into.forget()
         into.frames = columns.frames
         with nogil:
-            self._link_groups(columns)
+            link_groups(columns, self.heads, &self.nexts, &self.group_capacity)
             for i in range(self.count):
                 self.row_count = 0
-                count = self._gather(columns, self.summaries[i].message, self.summaries[i].signal)
+                one, period = &self.summaries[i], &self.periods[i]
+                count = gather(
+                    columns, one.message, one.signal, self.heads[one.message], self.nexts, &self.samples, &self.capacity
+                )
                 for j in range(count):
-                    self._add(&self.summaries[i], &self.periods[i], &self.samples[j])
-                self._advance(&self.summaries[i], &self.periods[i], now)
-                if last and self.periods[i].started:
-                    self._give_out(&self.summaries[i], &self.periods[i])
-                    self.periods[i].started = self.periods[i].holds = False
-                self._put_rows(&self.summaries[i], i, into)
+                    self._add(one, period, &self.samples[j])
+                self._advance(one, period, now)
+                if last and period.started:
+                    self._give_out(one, period)
+                    period.started = period.holds = False
+                self._put_rows(one, i, into)
         count = into.samples()
         return count
 

@@ -15,7 +15,6 @@ import concurrent.futures
 import hashlib
 import logging
 import os
-import random
 import stat
 import threading
 import time
@@ -208,7 +207,7 @@ class Documents:
             if await self._get(reference):
                 continue
             try:
-                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
+                async with asyncio.timeout(pause_s * (0.5 + os.urandom(1)[0] / 512)):  # importing random takes memory
                     await self._wake.wait()
                 pause_s = RETRY_MIN_SECONDS
             except TimeoutError:

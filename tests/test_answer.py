@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.answer import MOST_BYTES, fit
+from tests.strategies import PATIENT
 
 
-@settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(0, 40_000), max_size=12), why=st.lists(st.text(max_size=300), max_size=20))
+@settings(max_examples=25, **PATIENT)
 def test_an_answer_fits_keeps_the_first_and_counts_the_others(sizes: list[int], why: list[str]) -> None:
     campaigns: dict[str, Any] = {f"c{n}": {"when": "x" * size} for n, size in enumerate(sizes)}
     made = fit({"source": "s", "why": why, "campaigns": campaigns}, "why", "campaigns")

@@ -23,7 +23,7 @@ from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Coverage, Quality, Record, pack
 from edge.summary import Reader, Summaries, Summary, SummingReducer
 from tests.reference import reduce as slow
-from tests.strategies import batch
+from tests.strategies import PATIENT, batch
 from tests.test_reduce import Samples, cut, manifest, signals
 
 EDGES = (10.0, 25.0, 400.0)
@@ -58,7 +58,7 @@ def _rows(group: Any) -> list[tuple[Any, ...]]:
 
 
 @given(data=st.data(), samples=signals(60), span_us=st.sampled_from([0, 10_000, 35_000, 3_000_000]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150, **PATIENT)
 def test_summaries_are_those_of_their_twin_wherever_batches_are_split(
     data: Any, samples: Samples, span_us: int
 ) -> None:
@@ -205,7 +205,7 @@ def test_a_histogram_over_an_event_is_one_row_of_it() -> None:
 
 
 @given(step=st.integers(1, 500))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20, **PATIENT)
 def test_blocks_may_end_anywhere(step: int) -> None:
     rules = {
         "DRIVE.SPEED": SignalRule(filter="window", period_s=0.5, keep=["mean", "sum"]),
@@ -307,7 +307,7 @@ def stored() -> bytes:
 
 
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7), cut_at=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60, **PATIENT)
 def test_a_damaged_block_is_no_block(place: int, bit: int, cut_at: int) -> None:
     data = bytearray(DATA)
     data[place % len(data)] ^= 1 << bit
