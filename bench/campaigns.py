@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from bench.workload import Workload
 from cy_core.frames import Frames
 from edge.campaign import Campaign, SignalRule, compile_campaigns
@@ -23,6 +25,12 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
     operand = f"{message.bus}.{name}"
     never = f"rising({operand} + 0 > 1e300)"
     mixed = {f"c{number}": _mixed(number, operand) for number in range(20)}
+    quarters = _quarters(load)
+    parts = {
+        name: structs.replace(campaign, signals=dict.fromkeys(quarters[number // 5], campaign.signals["*"]))
+        for number, (name, campaign) in enumerate(mixed.items())
+    }
+    unlike = {f"c{number}": _mixed(number, operand, 1 + number / 100) for number in range(20)}
     base = _ns(load, batches, {})
     yield _figure("campaigns, none (ring and counters)", base)
     idle = _ns(load, batches, {"idle": Campaign(ALL, when=never, before_s=30, after_s=5)})
@@ -30,14 +38,26 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
     yield _figure("campaigns, all signals", _ns(load, batches, {"all": Campaign(ALL)}))
     lines = {"*": SignalRule(filter="curvelog", max_error="0.1%")}
     yield _figure("campaigns, all signals, curvelog 0.1 %", _ns(load, batches, {"all": Campaign(lines)}))
-    yield _figure("campaigns, 20 mixed", _ns(load, batches, mixed))
+    yield _figure("campaigns, 20 mixed: five kinds, each for a quarter of the messages", _ns(load, batches, parts))
+    yield _figure("campaigns, 20 mixed: five kinds, four of each alike, all signals", _ns(load, batches, mixed))
+    yield _figure("campaigns, 20 mixed: no two alike, all signals", _ns(load, batches, unlike))
 
 
-def _mixed(number: int, operand: str) -> Campaign:
+def _quarters(load: Workload) -> list[list[str]]:
+    """Globs over the messages that the recording has, in four parts."""
+    seen = {(bus, can_id) for _, bus, can_id, _, _ in load.known}
+    buses = load.manifest.buses
+    globs = [f"{m.bus}.{m.name}.*" for m in load.manifest.messages if (buses.index(m.bus), m.id) in seen]
+    return [globs[part::4] for part in range(4)]
+
+
+def _mixed(number: int, operand: str, scale: float = 1.0) -> Campaign:
+    """scale: not 1: a bound, period and window of its own."""
+    own = {} if scale == 1.0 else {"max_hold_s": 60 * scale}
     kinds = [
-        Campaign({"*": SignalRule(filter="curvelog", max_error="1%")}),
-        Campaign({"*": SignalRule(filter="change")}),
-        Campaign({"*": SignalRule(filter="window", period_s=10, keep=["min", "max"])}),
+        Campaign({"*": SignalRule(filter="curvelog", max_error=f"{scale}%")}),
+        Campaign({"*": SignalRule(filter="change", **own)}),
+        Campaign({"*": SignalRule(filter="window", period_s=10 * scale, keep=["min", "max"])}),
         Campaign(ALL, when=f"changed({operand})", before_s=2, after_s=1, cooldown_s=20),
         Campaign(ALL, when=f"rising({operand} + 0 > 1e300)", before_s=10, after_s=5),
     ]

@@ -9,7 +9,7 @@ CHANGE    a sample that differs from the last kept one by more than the bound, o
 CURVELOG  ends of line segments: between two kept samples, every sample lies within the bound of the line
 WINDOW    of each period the first, last, smallest and largest sample, at their own times
 
-Values that have a label ("not available", a gear) are never coarsened, and no line passes one. Bounds are on raw
+Values that have a label (a gear) or say that there is none ("not available") are never coarsened, and no line passes one. Bounds are on raw
 values (bound / |factor|), so they hold exactly, whatever rounding a physical value suffers. Line segments end with
 the batch, so each block keeps its promise alone. Slow twin: tests/reference/reduce.py.
 """
@@ -56,14 +56,14 @@ cdef struct state_t:
 
 
 cdef class Reducer:
-    """rules: for each signal of the manifest (kind, bound in raw units, span_us, hold_us, keep bits, sorted labelled
-    raw values, whether the factor is negative). Raises ValueError: not one rule a signal, or a period that is none.
+    """rules: for each signal of the manifest (kind, bound in raw units, span_us, hold_us, keep bits, raw values
+    that have a label, or ranges (low, high) of them, whether the factor is negative). Raises ValueError: not one rule a signal, or a period that is none.
     """
 
     cdef readonly Plan plan
     cdef rule_t* rules
     cdef state_t* states
-    cdef uint64_t* labels
+    cdef uint64_t* labels           # of each range: low, and how many more
     cdef pick_t* samples            # of the signal at hand, in the order of time
     cdef pick_t* picks              # those of them that are kept
     cdef int32_t* heads             # of each message: its first group, -1 for none
@@ -78,7 +78,7 @@ cdef class Reducer:
         self.heads = <int32_t*>_zeroed(plan.message_count, sizeof(int32_t))
         self.rules = <rule_t*>_zeroed(plan.signal_count, sizeof(rule_t))
         self.states = <state_t*>_zeroed(plan.signal_count, sizeof(state_t))
-        self.labels = <uint64_t*>_zeroed(sum(len(rule[5]) for rule in rules), sizeof(uint64_t))
+        self.labels = <uint64_t*>_zeroed(2 * sum(len(rule[5]) for rule in rules), sizeof(uint64_t))
         for place, (kind, bound, span_us, hold_us, keep, labels, negative) in enumerate(rules):
             if KINDS[kind] == WINDOW and span_us < 1:
                 raise ValueError(f"signal {place}: a window of {span_us} us")
@@ -88,7 +88,9 @@ cdef class Reducer:
             self.rules[place].keep, self.rules[place].negative = keep, negative
             self.rules[place].first_label, self.rules[place].label_count = count, len(labels)
             for raw in labels:
-                self.labels[count] = raw & 0xFFFFFFFFFFFFFFFF
+                low, high = raw if isinstance(raw, tuple) else (raw, raw)
+                self.labels[2 * count] = low & 0xFFFFFFFFFFFFFFFF
+                self.labels[2 * count + 1] = (high - low) & 0xFFFFFFFFFFFFFFFF
                 count += 1
 
     def __dealloc__(self):
@@ -121,15 +123,18 @@ cdef class Reducer:
         Raises ValueError: columns of another plan.
         """
         cdef Py_ssize_t i, kept
+        cdef int32_t group
         if columns.plan is not self.plan or into.plan is not self.plan or into.exports or into is columns:
             raise ValueError("columns of another plan, or still being looked at, cannot be used here")
         into.forget()
         into.frames = columns.frames
         with nogil:
             link_groups(columns, self.heads, &self.nexts, &self.group_capacity)
-            for i in range(columns.group_count):
-                self._whole(columns, &columns.group_rows[i], into)
-            for i in range(self.plan.message_count):
+            for i in range(self.plan.message_count):    # message by message: groups side by side can share rows
+                group = self.heads[i]
+                while group >= 0:
+                    self._whole(columns, &columns.group_rows[group], into)
+                    group = self.nexts[group]
                 if self.heads[i] >= 0:
                     self._message(columns, i, into)
             self._close_windows(into, now_us, last)
@@ -240,7 +245,7 @@ cdef class Reducer:
     cdef inline bint _has_label(self, const rule_t* rule, uint64_t raw) noexcept nogil:
         cdef uint32_t i
         for i in range(rule.first_label, rule.first_label + rule.label_count):
-            if self.labels[i] == raw:
+            if raw - self.labels[2 * i] <= self.labels[2 * i + 1]:
                 return True
         return False
 

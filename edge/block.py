@@ -12,7 +12,8 @@ docs/formats/block.md gives every byte. Blocks of every version ever released st
 import struct
 import threading
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from cy_core.columns import Columns
 from cy_core.crc32c import crc32c
@@ -82,6 +83,11 @@ def decode_frames(block: bytes, into: Frames, tables: Tables | None = None) -> t
         raise BlockCorrupt(f"the block does not decode: {error}") from error
 
 
+def holds_frames(block: bytes) -> bool:
+    """Frames or signals? Raises BlockCorrupt."""
+    return _open(block) == FRAMES
+
+
 # -- signals -------------------------------------------------------------------------------------------------
 
 
@@ -91,19 +97,24 @@ def encode(
     *,
     table: Table | None = None,
     max_errors: Sequence[float] | None = None,
+    kept_steps: "array[int] | None" = None,
     tick_us: int = 1,
     tolerance_us: int = 0,
 ) -> bytes:
     """A block of these columns; selection has one byte for each signal of the manifest, not 0 for those to keep.
 
-    table: makes small blocks smaller; who decodes needs it. max_errors: for each signal of the manifest, in its unit:
-    no value is wrong by more; 0 and floats are exact. tick_us: times are rounded to multiples. tolerance_us: not 0:
-    times are wrong by that at most. Raises ValueError: one of these does not fit.
+    table: makes small blocks smaller; who decodes needs it. max_errors: of each signal of the manifest, in its unit:
+    no value is wrong by more; 0 and floats are exact. kept_steps: of each signal the step that a reduction has left its
+    values at (odd, in raw units; 1: none): sent as multiples, and exactly, also those that are none. tick_us: times are
+    rounded to multiples. tolerance_us: not 0: times are wrong by that at most. Raises ValueError: one of these does not
+    fit.
     """
     known = table or _cold()
-    steps = None if max_errors is None else _steps(columns.plan, max_errors)
+    steps = kept_steps if max_errors is None else _steps(columns.plan, max_errors)
     try:
-        content = known.signals(columns.plan).encode(columns, selection, steps, tick_us, tolerance_us)
+        content = known.signals(columns.plan).encode(
+            columns, selection, steps, tick_us, tolerance_us, max_errors is None
+        )
     except OverflowError:
         return encode_columns(columns, selection)  # more than the codec takes at once
     return _seal(SIGNALS, known.name + content)
@@ -120,19 +131,35 @@ def encode_columns(columns: Columns, selection: bytes | bytearray | None = None)
     return _seal(COLUMNS, struct.pack("<I", len(content)) + compressor.compress(content))
 
 
+class Bounds(NamedTuple):
+    """How exact a block is: its times within time_us; signals, by place in the manifest, within raw units."""
+
+    time_us: int = 0
+    raw: Mapping[int, int] = {}
+
+
 def decode(block: bytes, plan: Plan, into: Columns | None = None, tables: Tables | None = None) -> Columns:
     """The columns in a block.
 
     Raises BlockCorrupt: cut, flipped, of another format, or of another manifest; TableMissing.
     """
+    return decode_bounded(block, plan, into, tables)[0]
+
+
+def decode_bounded(
+    block: bytes, plan: Plan, into: Columns | None = None, tables: Tables | None = None
+) -> tuple[Columns, Bounds]:
+    """The columns in a block, and how exact they are. Raises as decode does."""
     form = _open(block)
     if form == COLUMNS:
-        return _decode_columns(block, plan, into)
+        return _decode_columns(block, plan, into), Bounds()
     if form != SIGNALS:
         raise BlockCorrupt("the block holds frames, not signals")
     table, content = _content(block, tables)
+    codec = table.signals(plan)
     try:
-        return table.signals(plan).decode(content, into)
+        columns = codec.decode(content, into)
+        return columns, Bounds(codec.time_error_us, {place: step // 2 for place, step in codec.steps.items()})
     except ValueError as error:
         raise BlockCorrupt(f"the block does not decode: {error}") from error
 

@@ -10,7 +10,8 @@ campaign names never leaves the vehicle.
 import fnmatch
 import math
 import re
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +20,8 @@ import msgspec
 
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal
+from edge.manifest import DecoderManifest, Signal, no_values
+from edge.raw import RawRules, compile_frames
 
 if TYPE_CHECKING:
     from edge.summary import Summary
@@ -29,6 +31,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PRIVATE = re.compile(r"(^|[._])(VIN|VEHICLE_?IDENTIFICATION_?NUMBER)([._]|$)", re.IGNORECASE)
 SNAPSHOT = "snapshot"  # the stream of what the direct method of this name captures
 MOST_SIGNAL_RULES = 10_000
+MOST_STEP = 1 << 31  # of the codec
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Period = Annotated[float, msgspec.Meta(ge=0.001, le=86_400)]
@@ -54,16 +57,18 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """signals: rules by globs over `Message.Signal` or `bus.Message.Signal`, the most specific one counts; `/` is taken
-    for `.`, because names in a twin must not have dots.
+    for `.`, because names in a twin must not have dots. frames: raw frames, bit for bit, as in "can0:*" (edge/raw.py).
 
     priority: 0 is sent first, 9 last. latency_s: a block is stored at the latest so long after its first frame.
+    tick_us: times are rounded to multiples of it; time_tolerance_s: times lie on lines, wrong by that at most.
     when: a condition (edge/condition.py); without one the campaign collects always, from start to end. With one, each
     time it is true is an event: frames from before_s before to after_s behind it, again at the earliest cooldown_s
     later, at most max_events_per_day by UTC.
     """
 
-    signals: dict[str, SignalRule]
+    signals: dict[str, SignalRule] = {}
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    frames: list[str] = []
     when: str | None = None
     before_s: Seconds = 0.0
     after_s: Seconds = 0.0
@@ -72,15 +77,20 @@ class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: datetime | None = None
     end: datetime | None = None
     latency_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None = None
+    tick_us: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
+    time_tolerance_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
 
 
-Rule = tuple[str, float, int, int, int, tuple[int, ...], bool]  # as cy_core.reduce.Reducer takes it
+Exact = int | tuple[int, int]  # a raw value, or a range of them
+Rule = tuple[str, float, int, int, int, tuple[Exact, ...], bool]  # as cy_core.reduce.Reducer takes it
 
 
 class Selection(msgspec.Struct, frozen=True):
     """A campaign, compiled. keep has one byte for each signal of the manifest, in its order.
 
-    rules: a reduction for each signal, None where every sample is kept as it is. summaries: what goes beside samples.
+    rules: a reduction for each signal, None where every sample is kept as it is. raw: which frames go as they are.
+    steps: of each signal the step that its reduction leaves raw values at, 1 where it has none. summaries: what goes
+    beside samples.
     """
 
     stream: str
@@ -90,6 +100,8 @@ class Selection(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] | None = None
     program: Program | None = None
     is_snapshot: bool = False
+    raw: RawRules | None = None
+    steps: "array[int] | None" = None
     summaries: "tuple[Summary, ...]" = ()
 
     @property
@@ -117,8 +129,8 @@ def compile_campaign(
         raise InputError(place, "is the stream of the method snapshot", "choose another name")
     if not 0 <= campaign.priority <= 9:
         raise InputError(f"{place}: priority", f"{campaign.priority} is out of range", "0 (first) to 9")
-    if not campaign.signals:
-        raise InputError(f"{place}: signals", "selects nothing", 'for example {"*": {}}')
+    if not campaign.signals and not campaign.frames:
+        raise InputError(f"{place}: signals", "selects nothing", 'for example {"*": {}}, or frames ["can0:*"]')
     if len(campaign.signals) > MOST_SIGNAL_RULES:
         raise InputError(f"{place}: signals", f"has {len(campaign.signals)} entries", "use globs")
     _check_event(place, campaign, is_snapshot)
@@ -129,8 +141,11 @@ def compile_campaign(
     if campaign.when is not None:
         program = compile_condition(campaign.when, names, f"{place}: when")
     keep = bytes(number in chosen for number in range(len(rules)))
+    raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private) if campaign.frames else None
     reductions = tuple(rules) if reduces or summaries else None
-    return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, tuple(summaries))
+    steps = _steps(rules, names)
+    more = raw, steps, tuple(summaries)
+    return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, *more)
 
 
 def compile_campaigns(
@@ -169,8 +184,22 @@ def _check_event(place: str, campaign: Campaign, is_snapshot: bool) -> None:
         value = getattr(campaign, field)
         if value is not None and value.tzinfo is None:
             raise InputError(f"{place}: {field}", "has no time zone", "as in 2027-01-31T08:00:00Z")
+    if campaign.tick_us != 1 and campaign.time_tolerance_s:
+        raise InputError(f"{place}: tick_us", "means nothing beside time_tolerance_s", "leave one of them out")
+    if campaign.time_tolerance_s and campaign.frames:
+        raise InputError(f"{place}: time_tolerance_s", "is not for raw frames", "give tick_us")
     if campaign.start is not None and campaign.end is not None and campaign.start >= campaign.end:
         raise InputError(f"{place}: end", "is not behind start", "leave one out, or give a later end")
+
+
+def _steps(rules: Sequence[Rule], names: Names) -> "array[int] | None":
+    """Raw values of signals with a bound come at multiples of 2n + 1, n the bound: cy_core.reduce, EVERY."""
+    steps = array("I", [1]) * len(rules)
+    for number, (kind, bound, *_) in enumerate(rules):
+        signal = names.signals[number][2]
+        if kind == "every" and 1 <= bound < MOST_STEP // 2 and not signal.is_float and signal.length <= 60:
+            steps[number] = 2 * int(bound) + 1
+    return steps if any(step != 1 for step in steps) else None
 
 
 def _chosen(place: str, campaign: Campaign, names: Names) -> dict[int, tuple[str, SignalRule]]:
@@ -199,8 +228,9 @@ def _rules(
     """A reduction for each signal of the manifest, and the summaries."""
     rules = [DROPPED] * len(names.signals)
     for number, (glob, rule) in chosen.items():
-        full, _, signal = names.signals[number]
-        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob)
+        full, message, signal = names.signals[number]
+        none = tuple((low, high) for low, high, _ in no_values(message, signal))
+        rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob, none)
     if not any(rule.filter == "histogram" or SUMMED.intersection(rule.keep) for _, rule in chosen.values()):
         return rules, []
     from edge.summary import plan_summaries  # here: not every vehicle needs it
@@ -243,12 +273,15 @@ SUMMED = {"mean", "count", "sum"}
 DROPPED: Rule = ("drop", 0.0, 0, 0, 0, (), False)
 
 
-def _rule(place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool) -> Rule:
+def _rule(
+    place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool, none: tuple[tuple[int, int], ...]
+) -> Rule:
+    """none: ranges of raw values that say there is no value."""
     samples = [item for item in set(rule.keep) if item in KEEP_BITS]
     if rule.filter == "histogram" or (rule.filter == "window" and not samples):
         return DROPPED  # summaries alone
     bound = _max_error(f"{place}.max_error", rule.max_error, name, signal)
-    labels = tuple(sorted(signal.labels)) if not signal.is_float else ()
+    labels: tuple[Exact, ...] = (*sorted(signal.labels), *none) if not signal.is_float else ()
     kind: str = rule.filter
     if kind == "curvelog" and signal.labels and is_glob and len(signal.labels) > 2:
         kind = "change"  # a glob over analogue signals meets discrete ones: no line through labels

@@ -39,7 +39,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     document: where more campaigns are (edge/document.py); durable_s: how long a frame of a live bus may wait to be
     stored; block_frames: the most in one block; ring_s: how far back a snapshot reaches at least (campaigns ask by
-    before_s); ring_bytes: the most memory for that.
+    before_s); ring_bytes: the most memory for that. table: the SHA-256 of the model table that blocks are made with.
     """
 
     campaigns: dict[str, Campaign] = {}
@@ -48,6 +48,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 4096
     ring_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     ring_bytes: Annotated[int, msgspec.Meta(ge=65536, le=1 << 30)] = 16 << 20
+    table: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 class Cursor(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from edge import fates
 from edge.condition import Names
 from edge.errors import InputError
 from edge.line import Line, Stream
@@ -60,6 +61,7 @@ def _campaign(stream: Stream, line: Line, names: Names, now_us: int, offset_us: 
     absent = [] if selection.is_event else _absent_signals(selection.keep, line)
     described: dict[str, Any] = {
         **msgspec.structs.asdict(stream.tally),
+        "raw": selection.raw is not None,
         "messages": selected,
         "never_received": len(silent),
         "never_received_first": silent[:NAMED],
@@ -119,6 +121,13 @@ def _absent_signals(keep: bytes, line: Line) -> list[str]:
     return absent
 
 
+def add_fates(status: Mapping[str, Any], folder: Path) -> None:
+    """How many blocks of each campaign were sent and evicted, as the uplink beside the outbox says."""
+    known = fates.load(folder)
+    for name, campaign in status["campaigns"].items():
+        campaign |= known.get(name, {})
+
+
 def explain(status: Mapping[str, Any]) -> list[str]:
     """A sentence for each thing that keeps data from coming; none where all is well."""
     lines: list[str] = []
@@ -155,7 +164,9 @@ def _of_campaign(campaign: Mapping[str, Any], status: Mapping[str, Any]) -> Iter
         return
     if condition := campaign.get("condition"):
         yield from _of_condition(condition, campaign, status)
-    if campaign["never_received"] == campaign["messages"]:
+    if campaign["raw"] and not campaign["frames"] and "condition" not in campaign:
+        yield "no frame that it names was ever received"
+    if campaign["messages"] and campaign["never_received"] == campaign["messages"]:
         yield f"none of its {campaign['messages']} messages was ever received"
     elif campaign["never_received"]:
         named = ", ".join(campaign["never_received_first"])
@@ -165,6 +176,11 @@ def _of_campaign(campaign: Mapping[str, Any], status: Mapping[str, Any]) -> Iter
         named = ", ".join(campaign["never_appeared_first"])
         more = ", …" if campaign["never_appeared"] > NAMED else ""
         yield f"{campaign['never_appeared']} of its signals never appeared in messages that came: {named}{more}"
+    if campaign.get("evicted"):
+        yield (
+            f"{campaign['evicted']:,} of its blocks left the outbox unsent, because it was full or they grew too old; "
+            "raise BORDNETZ_OUTBOX_BYTES, or lower its priority's number"
+        )
     if campaign["cut"]:
         yield f"{campaign['cut']} of its events are not whole: the collector stopped in them, or the ring was too small"
     if campaign["over_limit"]:
@@ -226,6 +242,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], list[str]]:
     path = folder / STATUS_FILE
     try:
         status = json.loads(path.read_text())
+        add_fates(status, folder)
         lines = explain(status)
     except FileNotFoundError as error:
         raise InputError(

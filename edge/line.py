@@ -9,13 +9,14 @@ of its events: from before_s before a hit to after_s behind it, in the order of 
 event is under way makes it longer. No frame goes into a stream twice.
 
 Each stream says which frames of the source it has looked at; frames without anything to keep count for its next
-block. The state of campaigns that did not change is carried over when others do.
+block. The state of campaigns that did not change is carried over when others do. Campaigns that keep the same of the
+same frames share the work: each gets a record of its own with the block that was made once.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +30,7 @@ from edge.campaign import Selection
 from edge.decoder import Decoder
 from edge.message import Block, Clock, Counters, Coverage
 from edge.outbox import MAX_BODY_BYTES, NewRecord
+from edge.table import Table
 
 if TYPE_CHECKING:
     from edge.summary import SummingReducer
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 BEGAN_KEPT = 100
 DAY_US = 86_400_000_000
 MAX_DATA_BYTES = MAX_BODY_BYTES - 2048  # the rest of a Block is smaller
+MOST_FRAMES = 1 << 16  # that are looked at for one block
 DISORDER_US = 1_000_000  # how far back in time a frame may come late
 
 
@@ -49,6 +52,7 @@ class Tally(msgspec.Struct):
     cut: int = 0  # events of which a part was not there any more
     samples_seen: int = 0
     samples: int = 0
+    frames: int = 0  # raw
     blocks: int = 0
     bytes: int = 0
 
@@ -72,8 +76,19 @@ class Batch(msgspec.Struct, frozen=True):
     last: bool = False
 
 
+class Kept(NamedTuple):
+    """What was made of frames start..end-1: blocks with their samples and raw frames; samples before reduction,
+    counters, the reducer."""
+
+    blocks: list[tuple[bytes, int, int]]
+    seen: int
+    counters: Counters
+    before: bytes
+    after: bytes
+
+
 class Stream:
-    """One campaign at work."""
+    """One campaign at work. kind: streams of the same kind keep the same of the same frames."""
 
     def __init__(self, selection: Selection, decoder: Decoder, place: Place, position: int) -> None:
         campaign = selection.campaign
@@ -91,6 +106,14 @@ class Stream:
         self.day, self.day_events = 0, 0
         self.began: deque[int] = deque(maxlen=BEGAN_KEPT)  # times of the last events
         self.done = False  # of a snapshot: it has been taken
+        self.kind = 0
+        self.picker = selection.raw.picker() if selection.raw is not None else None
+        self.coding: dict[str, Any] = {
+            "kept_steps": selection.steps,
+            "tick_us": campaign.tick_us,
+            "tolerance_us": round(campaign.time_tolerance_s * 1e6),
+        }
+        self.picked = -1  # what the picker knows reaches up to here
 
     @property
     def place(self) -> Place:
@@ -165,7 +188,10 @@ class Stream:
 
 
 class Line:
-    """Runs the campaigns. on_columns(stream name, before, after) sees what a reduction did, for a backtest."""
+    """Runs the campaigns. on_columns(stream name, before, after) sees what a reduction did, for a backtest.
+
+    table: the model table that blocks are made with; it may be another one for the next batch.
+    """
 
     def __init__(
         self,
@@ -181,10 +207,13 @@ class Line:
         self.samples = 0  # that the last batch gave
         self.assembler = decoder.assembler()
         self._messages = Frames()  # that the batch's frames complete
+        self._shared: set[int] = set()  # kinds of more than one stream
+        self._kept: dict[tuple[int, int, int, bool], Kept] = {}  # by kind, start, end, ends
         self._manifest = bytes.fromhex(decoder.manifest.hash)
         self.signals_seen = bytearray(decoder.plan.signal_count)  # a byte for each; 1 once it was there
         self._decoded = False
-        self._whole, self._part, self._reduced = (Columns(decoder.plan) for _ in range(3))
+        self._whole, self._part, self._reduced, self._nothing = (Columns(decoder.plan) for _ in range(4))
+        self.table = Table()
         self._on_columns = on_columns
 
     def select(self, selections: Iterable[Selection], position: int, places: dict[str, Place] | None = None) -> None:
@@ -203,6 +232,14 @@ class Line:
                 stream.collected = self.ring.end if until_us is not None else 0
             kept[selection.stream] = stream
         self.streams = kept
+        kinds: dict[object, int] = {}
+        for name, stream in kept.items():
+            selection = stream.selection
+            times = selection.campaign.tick_us, selection.campaign.time_tolerance_s
+            kind = (selection.keep, selection.rules, selection.summaries, times) if stream.picker is None else name
+            stream.kind = kinds.setdefault(kind, len(kinds))
+        counts = Counter(stream.kind for stream in kept.values())
+        self._shared = {kind for kind, count in counts.items() if count > 1} if self._on_columns is None else set()
 
     def changed(self, selections: Iterable[Selection]) -> set[str]:
         """Streams that select() would end."""
@@ -217,6 +254,7 @@ class Line:
         self._messages.clear()
         self.assembler.assemble(batch.frames, self._messages)
         self._decoded = False
+        self._kept.clear()
         records: list[NewRecord] = []
         for name, stream in self.streams.items():
             last = batch.last or name in ending
@@ -257,50 +295,101 @@ class Line:
 
     def _piece(self, stream: Stream, batch: Batch, start: int, end: int, covers: int, ends: bool) -> list[NewRecord]:
         """A block of frames start..end-1; in halves where the outbox would not take the whole."""
-        state = stream.reducer.save() if stream.reducer is not None else b""
-        source = self._decode(batch, start, end)
-        kept, count = source, 0
-        summed: list[tuple[bytes, int]] = []
-        if stream.reducer is None:
-            count = source.samples(stream.selection.keep)
-        else:
-            now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
-            kept, count = self._reduced, stream.reducer.reduce(source, self._reduced, now_us, ends)
-            if not isinstance(stream.reducer, Reducer):
-                summed = stream.reducer.summaries(MAX_DATA_BYTES)
-        is_wanted = count > 0 or (batch.last and covers > stream.first and not summed)
-        data = block.encode(kept, stream.selection.keep if stream.reducer is None else None) if is_wanted else b""
-        if max(map(len, [data, *(one for one, _ in summed)])) > MAX_DATA_BYTES and end - start > 1:
+        before = stream.reducer.save() if stream.reducer is not None else b""
+        sessions = dict(stream.picker.sessions) if stream.picker is not None else {}
+        picked = stream.picked
+        kept = self._keep(stream, batch, start, end, ends, before) if end - start <= MOST_FRAMES else None
+        if kept is None or (end - start > 1 and any(len(data) > MAX_DATA_BYTES for data, _, _ in kept.blocks)):
             if stream.reducer is not None:
-                stream.reducer.restore(state)
+                stream.reducer.restore(before)
+            if stream.picker is not None:
+                stream.picker.restore(sessions)
+                stream.picked = picked
             middle = (start + end) // 2
             halfway = max(stream.first, covers - (end - middle))
             return self._piece(stream, batch, start, middle, halfway, False) + self._piece(
                 stream, batch, middle, end, covers, ends
             )
-        stream.tally.samples_seen += source.samples(stream.selection.keep)
-        stream.counters = _plus(stream.counters, _counters(source, count + sum(values for _, values in summed)))
-        if self._on_columns is not None:
-            self._on_columns(stream.selection.stream, source, kept)
-        blocks = [(data, count)] * is_wanted + summed  # the first covers the frames
-        return [self._record(stream, batch, one, covers, values) for one, values in blocks]
+        stream.tally.samples_seen += kept.seen
+        stream.counters = _plus(stream.counters, kept.counters)
+        blocks = kept.blocks
+        if not blocks and batch.last and covers > stream.first:  # says that nothing was there
+            blocks = [(block.encode(self._nothing), 0, 0)]
+        return [self._record(stream, batch, *made, covers) for made in blocks]  # the first covers the frames
 
-    def _record(self, stream: Stream, batch: Batch, data: bytes, covers: int, count: int) -> NewRecord:
+    def _keep(self, stream: Stream, batch: Batch, start: int, end: int, ends: bool, before: bytes) -> Kept:
+        """What the stream keeps of frames start..end-1, made once for all streams of its kind that stand alike."""
+        selection, reducer = stream.selection, stream.reducer
+        place = stream.kind, start, end, ends
+        found = self._kept.get(place)
+        if found is not None and found.before == before:
+            if reducer is not None:
+                reducer.restore(found.after)
+            return found
+        blocks: list[tuple[bytes, int, int]] = []
+        seen, counters = 0, Counters()
+        if any(selection.keep):
+            source = self._decode(batch, start, end)
+            columns, keep = source, None
+            seen = samples = source.samples(selection.keep)
+            if reducer is None:
+                keep = selection.keep
+            else:
+                now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
+                columns, samples = self._reduced, reducer.reduce(source, self._reduced, now_us, ends)
+            summed = [] if reducer is None or isinstance(reducer, Reducer) else reducer.summaries(MAX_DATA_BYTES)
+            counters = _counters(source, samples + sum(values for _, values in summed))
+            if samples:
+                blocks.append((block.encode(columns, keep, table=self.table, **stream.coding), samples, 0))
+            if self._on_columns is not None and all(len(data) <= MAX_DATA_BYTES for data, _, _ in blocks):
+                self._on_columns(selection.stream, source, columns)
+            blocks += [(data, values, 0) for data, values in summed]
+        if stream.picker is not None:
+            blocks += self._raw(stream, batch, start, end)
+        shared = stream.kind in self._shared
+        after = reducer.save() if shared and reducer is not None else b""
+        kept = Kept(blocks, seen, counters, before, after)
+        if shared:
+            self._kept[place] = kept
+        return kept
+
+    def _raw(self, stream: Stream, batch: Batch, start: int, end: int) -> list[tuple[bytes, int, int]]:
+        """The frames that the stream names, bit for bit."""
+        assert stream.picker is not None
+        if start != stream.picked:
+            stream.picker.restore({})
+        stream.picked = end
+        frames = Frames()
+        count = stream.picker.pick(self._frames(batch, start, end), frames)
+        if not count:
+            return []
+        buses, tick_us = self.decoder.manifest.buses, stream.selection.campaign.tick_us
+        data = block.encode_frames(frames, buses, self.table, tick_us)
+        return [(data, 0, count)]
+
+    def _record(self, stream: Stream, batch: Batch, data: bytes, samples: int, frames: int, covers: int) -> NewRecord:
         # Missing frames lie before the others, wherever between two blocks they were lost.
         first = min(stream.first + stream.missing, covers)
         coverage = Coverage(batch.coverage.source, first, covers, stream.missing)
         body = Block(data, batch.clock, coverage, stream.counters).encode()
-        stream.tally.samples += count
-        self.samples += count
+        stream.tally.samples += samples
+        stream.tally.frames += frames
+        self.samples += samples
         stream.tally.blocks += 1
         stream.tally.bytes += len(body)
         stream.first, stream.missing, stream.counters = covers, 0, Counters()
         return NewRecord(stream.selection.priority, stream.selection.stream, self._manifest, body)
 
+    def _frames(self, batch: Batch, start: int, end: int) -> Frames:
+        """Frames start..end-1, by numbers of the ring."""
+        is_whole = (start, end) == (self.ring.end - len(batch.frames), self.ring.end)
+        return batch.frames if is_whole else self.ring.cut(start, end)
+
     def _decode(self, batch: Batch, start: int, end: int) -> Columns:
         """Frames start..end-1; the batch itself only once, for all streams."""
-        if (start, end) != (self.ring.end - len(batch.frames), self.ring.end):
-            return self.decoder.decode_batch(self.ring.cut(start, end), self._part, self._assembled(start, end))
+        frames = self._frames(batch, start, end)
+        if frames is not batch.frames:
+            return self.decoder.decode_batch(frames, self._part, self._assembled(start, end))
         if not self._decoded:
             self.decoder.decode_batch(batch.frames, self._whole, self._messages)
             self._decoded = True

@@ -86,6 +86,7 @@ class CampaignPlan(msgspec.Struct):
     conditions_true: int = 0
     samples_seen: int = 0
     samples: int = 0
+    frames: int = 0  # raw
     blocks: int = 0
     bytes: int = 0
     units: int = 0
@@ -290,6 +291,7 @@ class _Meter:
             plan.events_cut += tally.cut
             plan.samples_seen += tally.samples_seen
             plan.samples += tally.samples
+            plan.frames += tally.frames
             plan.blocks += tally.blocks
             plan.bytes += tally.bytes
             plan.conditions_true += stream.condition.true if stream.condition is not None else 0

@@ -21,15 +21,16 @@ def text(plan: Plan, most_signals: int = 10) -> str:
 
 
 def _campaign_lines(campaign: CampaignPlan, most: int) -> Iterable[str]:
+    raw = f"{campaign.frames:,} raw frames, " if campaign.frames else ""
     yield (
         f"{campaign.campaign} (priority {campaign.priority}): {campaign.samples:,} of {campaign.samples_seen:,} "
-        f"samples, {campaign.bytes:,} bytes in {campaign.blocks:,} blocks, {campaign.units:,} units; "
+        f"samples, {raw}{campaign.bytes:,} bytes in {campaign.blocks:,} blocks, {campaign.units:,} units; "
         f"a month {campaign.mb_per_month:,.2f} MB, {campaign.units_per_month:,.0f} units"
     )
     if campaign.events or campaign.conditions_true:
         more = ", …" if len(campaign.events) > most else ""
         yield f"  {len(campaign.events)} events: {', '.join(campaign.events[:most]) or 'none'}{more}"
-    if not campaign.samples:
+    if not campaign.samples and not campaign.frames:
         yield "  nothing was collected"
     for signal in [signal for signal in campaign.signals if signal.samples][:most]:
         kept = f"{signal.samples:,} of {signal.samples_seen:,} samples"

@@ -9,6 +9,8 @@ It makes small blocks small. docs/formats/table.md gives every byte; `bordnetz t
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,6 +122,25 @@ def load(path: "Path | str") -> Table:
         return _parse(body)
     except (zstandard.ZstdError, ValueError, TypeError, KeyError, struct.error, OverflowError) as error:
         raise InputError(path, f"is a damaged table ({error})", "copy or train it again") from error
+
+
+def find(folder: "Path", sha256: str) -> "Path":
+    """The table file of this name (or at least 16 digits of it) in a folder. Raises InputError: there is none."""
+    if len(sha256) < 2 * HASH_BYTES or set(sha256) - set("0123456789abcdef"):
+        raise InputError(f"table {sha256!r}", "is no SHA-256", "its name, as bordnetz train prints it")
+    for path, name in names(folder):
+        if name.startswith(sha256):
+            return path
+    raise InputError(f"table {sha256}", f"is not in {folder}", "put its file there")
+
+
+def names(folder: "Path") -> "Iterator[tuple[Path, str]]":
+    """The table files of a folder, each with the SHA-256 that it says it has: load() verifies it."""
+    for path in sorted(folder.glob("[!.]*")):
+        with suppress(OSError), path.open("rb") as file:
+            head = file.read(len(FORMAT) + 64)
+            if head.startswith(FORMAT.encode()):
+                yield path, head[len(FORMAT) :].decode("ascii", "replace")
 
 
 def _parse(body: bytes) -> Table:

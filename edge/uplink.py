@@ -28,6 +28,7 @@ from edge.choice import Chooser, Flying, Limits, Message
 from edge.cloud import Cloud
 from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, MessageRejected, OutboxFull
+from edge.fates import Fates
 from edge.outbox import LedgerEntry, Outbox, Record
 from edge.suspects import Suspects
 
@@ -111,6 +112,7 @@ class Uplink:
     ) -> None:
         self.settings = settings or UplinkSettings()
         self.sent = Sent()
+        self.fates = Fates()
         self.problem = ""  # why nothing goes out at the moment
         self._outbox = outbox
         self._cloud = cloud
@@ -307,9 +309,11 @@ class Uplink:
             self._told |= evictions
         else:
             await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
+            self.fates.note((), evictions.values())
         self._suspects.acquit(sequences)
         if not self.sent.messages:
             self._on_first()
+        self.fates.note(record for message in messages for record in message.records)
         self.sent.messages += len(messages)
         self.sent.records += len(sequences)
         self.sent.bytes += sum(len(message.body) for message in messages)
@@ -375,10 +379,12 @@ class Uplink:
             self.sent.sent_again += back
             told = [entry for entry in self._told.values() if entry.outbox.hex() == outbox and said.covers(entry)]
             self._outbox.ack([], entries=[entry.id for entry in told if not said.misses(entry)])
+            self.fates.note((), [entry for entry in told if not said.misses(entry)])
             for entry in told:  # one that the cloud still misses is told again
                 del self._told[entry.id]
         if not self.settings.confirm:
             self._outbox.ack([], entries=self._told)
+            self.fates.note((), self._told.values())
             self._told.clear()
         self._confirmed = self.settings.confirmed
         self._look = True

@@ -19,13 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from cy_core.columns import Columns
+from cy_core.frames import Frames
 from edge import block as blocks
 from edge.decoder import Decoder
 from edge.durable import write_durably
-from edge.errors import BlockCorrupt
+from edge.errors import BlockCorrupt, TableMissing
 from edge.manifest import DecoderManifest
 from edge.message import Clock
 from edge.summary import Reader, is_summary
+from edge.table import HASH_BYTES, Table
+from edge.table import load as load_table
 from fleet.archive import Archive, Stored, count_segments
 from fleet.clock import Clocks, bounds_us
 from fleet.sort import Sorter
@@ -35,9 +38,11 @@ STATE_FILE = "_built"
 SPILL = "_spill"
 PART = "part-0.parquet"
 DAY_US = 86_400_000_000
+NO_BUS = 255  # that a manifest describes
 
 Manifests = Mapping[str, DecoderManifest]
 Day = tuple[str, int]  # campaign, days since 1970
+Bounds = tuple[int, int]  # of a signal: how wrong raw values may be, and times in microseconds
 
 
 class Span(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -54,10 +59,11 @@ class Span(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Problem(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """Why a record is not in the table; manifest: the one it waits for, or empty."""
+    """Why a record is not in the table; manifest, model_table: the one it waits for, or empty."""
 
     reason: str
     manifest: str = ""
+    model_table: str = ""
 
 
 class State(msgspec.Struct, array_like=True):
@@ -68,10 +74,11 @@ class State(msgspec.Struct, array_like=True):
 
 
 class Lines:
-    """Decoders by manifest, made when first needed."""
+    """Decoders by manifest, made when first needed; model tables by the names that blocks have for them."""
 
-    def __init__(self, manifests: Manifests) -> None:
+    def __init__(self, manifests: Manifests, models: Iterable[Path] = ()) -> None:
         self.manifests = manifests
+        self.models = Models(models)
         self._lines: dict[str, Line] = {}
 
     def get(self, manifest: str) -> "Line | None":
@@ -82,6 +89,23 @@ class Lines:
             own = decoder.manifest
             self._lines[manifest] = Line(decoder, TableMaker(own), Columns(decoder.plan), Reader(own))
         return self._lines[manifest]
+
+
+class Models(blocks.Tables):
+    """Files of model tables; each is read when a block needs it."""
+
+    def __init__(self, paths: Iterable[Path] = ()) -> None:
+        super().__init__()
+        self._paths = {path.stem[: 2 * HASH_BYTES]: path for path in paths}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths
+
+    def __getitem__(self, name: bytes) -> Table:
+        """Raises TableMissing."""
+        if name not in self._tables and name.hex() in self:
+            self._tables[name] = load_table(self._paths[name.hex()])
+        return super().__getitem__(name)
 
 
 class Line(NamedTuple):
@@ -96,12 +120,13 @@ def load_outcomes(folder: Path) -> list[Span | Problem | None]:
     return state.outcomes if state else []
 
 
-def needs_build(folder: Path, manifests: Manifests) -> bool:
-    """Is there a record that no build has seen, or one that waits for a manifest that is here now?"""
+def needs_build(folder: Path, lines: Lines) -> bool:
+    """Is there a record that no build has seen, or one that waits for a manifest or model table that is here now?"""
     state = _load(folder)
     if state is None or state.segments != count_segments(folder):
         return True
-    return any(isinstance(outcome, Problem) and outcome.manifest in manifests for outcome in state.outcomes)
+    waiting = [outcome for outcome in state.outcomes if isinstance(outcome, Problem)]
+    return any(one.manifest in lines.manifests or one.model_table in lines.models for one in waiting)
 
 
 def build(folder: Path, lines: Lines) -> None:
@@ -120,7 +145,7 @@ class _Build:
         self._ranks = {record.number: rank for rank, record in enumerate(self._records)}
         self._offsets = _offsets(self._records)
         self._sorters: dict[str, Sorter] = {}
-        self._signals: dict[Day, set[tuple[str, Fact]]] = {}
+        self._signals: dict[Day, dict[tuple[str, Fact], Bounds]] = {}
         state = _load(folder)
         self._outcomes = list(state.outcomes) if state else []
         self._outcomes += [None] * (len(self._records) - len(self._outcomes))
@@ -179,14 +204,18 @@ class _Build:
 
     def _leave_out(self, record: Stored, error: BlockCorrupt) -> None:
         waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
-        self._outcomes[record.number] = Problem(str(error), waits_for)
+        model_table = error.name if isinstance(error, TableMissing) else ""
+        self._outcomes[record.number] = Problem(str(error), waits_for, model_table)
 
     def _rows(self, record: Stored, data: bytes) -> pa.Table:
         """With the rank of the record behind the number of the signal. Raises BlockCorrupt."""
         manifest, offset_us = record.group.manifest, self._offsets[record.number]
-        rows, facts = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
+        rows, bounds = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
         for day in np.unique(np.asarray(rows["time_us"]) // DAY_US).tolist():
-            self._signals.setdefault((record.group.stream, day), set()).update((manifest, f) for f in facts)
+            known = self._signals.setdefault((record.group.stream, day), {})
+            for fact, bound in bounds.items():
+                before = known.get((manifest, fact), bound)
+                known[manifest, fact] = max(before[0], bound[0]), max(before[1], bound[1])
         return rows.set_column(rows.num_columns - 1, ORDER, rank(rows, self._ranks[record.number]))
 
     def _add(self, record: Stored, rows: pa.Table) -> None:
@@ -215,30 +244,43 @@ class _Build:
             shutil.rmtree(folder / f"date={_date(day)}", ignore_errors=True)
 
     def _facts(self, campaign: str, day: int) -> dict[str, Any]:
-        used = sorted(self._signals.get((campaign, day), ()))
+        used = self._signals.get((campaign, day), {})
         facts: dict[str, Any] = {"manifests": sorted({manifest for manifest, _ in used}), "signals": {}}
-        facts["signals"] = {fact.name: fact.document() for _, fact in used}
+        facts["signals"] = {fact.name: fact.document(*bounds) for (_, fact), bounds in sorted(used.items())}
         return facts
 
 
 def decode_rows(
     lines: Lines, manifest: str, data: bytes, clock: Clock, utc_offset_us: int, enqueued_us: int
-) -> tuple[pa.Table, set[Fact]]:
-    """The rows of a block, in no order, and what is to be said of its signals.
+) -> tuple[pa.Table, dict[Fact, Bounds]]:
+    """The rows of a block, in no order, and of each of its signals how exact they are.
 
-    Raises BlockCorrupt: the block is damaged, its manifest is not there, or its time cannot be.
+    Raises BlockCorrupt: the block is damaged, its manifest or table is not there, or its time cannot be.
     """
     line = lines.get(manifest)
     if line is None:
         raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
+    maker, found = line.maker, blocks.Bounds()
     if is_summary(data):
         summaries, columns = line.summaries.read(data)
         maker = TableMaker(summaries.manifest)
+    elif blocks.holds_frames(data):
+        columns = _columns_of_frames(line, data, lines.models)
     else:
-        maker, columns = line.maker, blocks.decode(data, line.decoder.plan, line.columns)
+        columns, found = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
     rows = maker.rows(columns, utc_offset_us)
     _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
-    return rows, maker.facts(columns)
+    return rows, {fact: (found.raw.get(number, 0), found.time_us) for number, fact in maker.facts(columns)}
+
+
+def _columns_of_frames(line: Line, data: bytes, models: Models) -> Columns:
+    """What the raw frames of a block mean; a message whose first segments lie in the block before is not among it."""
+    raw, frames, messages = Frames(), Frames(), Frames()
+    names = blocks.decode_frames(data, raw, models)
+    buses = line.decoder.manifest.buses
+    frames.extend(*raw.to_bytes(), bytes(buses.index(name) if name in buses else NO_BUS for name in names))
+    line.decoder.assembler().assemble(frames, messages)
+    return line.decoder.decode_batch(frames, line.columns, messages)
 
 
 def rank(rows: pa.Table, place: int) -> pa.Array:
@@ -302,4 +344,4 @@ def _load(folder: Path) -> State | None:
 def _outcome(value: Any) -> Span | Problem | None:
     if value is None:
         return None
-    return Span(*value) if len(value) == 3 and isinstance(value[0], int) else Problem(*value[1:])
+    return Span(*value) if len(value) == 3 and isinstance(value[0], int) else Problem(*value[1:4])

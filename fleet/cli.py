@@ -23,9 +23,12 @@ def fleet() -> None:
 @click.argument("folders", type=PATH, nargs=-1, required=True, metavar="DIR…")
 @click.option("-o", "--out", type=PATH, required=True, metavar="TABLE", help="Folder of the table; it grows.")
 @click.option("--manifest", "manifests", type=PATH, help="Decoder manifest, or a folder of them; the table keeps them.")
+@click.option("--tables", type=PATH, help="Folder of model tables that blocks name; the table keeps them.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="one a core")
 @click.option("--json", "as_json", is_flag=True, help="The audit as JSON.")
-def decode(folders: tuple[Path, ...], out: Path, manifests: Path | None, jobs: int, as_json: bool) -> None:
+def decode(
+    folders: tuple[Path, ...], out: Path, manifests: Path | None, tables: Path | None, jobs: int, as_json: bool
+) -> None:
     """Add the messages below DIR… to TABLE, as Parquet by vehicle, campaign and day.
 
     Exit status 1 if something is missing, or could not be read: the audit says what.
@@ -33,7 +36,7 @@ def decode(folders: tuple[Path, ...], out: Path, manifests: Path | None, jobs: i
     from fleet.decode import decode as add
 
     with Progress("decoding", 1.0) as progress:
-        found = add(folders, manifests, out, progress.to, jobs)
+        found = add(folders, manifests, out, progress.to, jobs, tables=tables)
     _show(found, as_json)
 
 

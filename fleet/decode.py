@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from edge import manifest as manifest_files
+from edge import table as model_tables
 from edge.durable import write_durably
 from edge.errors import InputError
 from edge.manifest import DecoderManifest
@@ -33,6 +34,7 @@ from fleet.table import TABLE_FILE
 
 AUDIT_FILE = "_audit.json"
 MANIFESTS = "_manifests"
+TABLES = "_tables"
 BATCH_BYTES = 256 << 20
 
 Manifests = Mapping[str, DecoderManifest]
@@ -46,11 +48,13 @@ def decode(
     progress: Progress = lambda part: None,
     jobs: int = 1,
     batch_bytes: int = BATCH_BYTES,
+    tables: Path | str | None = None,
 ) -> Audit:
     """Add all messages below folders to the table, and return what is in it now.
 
     manifests: by their hash, or a folder of manifest files; those that the table has are known, too. progress gets the
-    part that is done, 0 to 1. jobs: processes, each at one vehicle at a time.
+    part that is done, 0 to 1. jobs: processes, each at one vehicle at a time. tables: a folder of model tables; a block
+    that names one that is not there waits until it is.
     Raises InputError: no such folder, a manifest file or the table is damaged, another process is at the table, or it
     is a folder of something else.
     """
@@ -58,6 +62,7 @@ def decode(
     paths = messages.files(folders)
     with open_table(table):
         known = _manifests(manifests, table)
+        _keep_tables(tables, table)
         _receive(paths, table, batch_bytes, lambda part: progress(0.3 * part))
         _build(table, known, jobs, lambda part: progress(0.3 + 0.6 * part))
         audit = report.audit(table)
@@ -125,6 +130,25 @@ def _manifests(given: Manifests | Path | str | None, table: Path) -> Manifests:
     return {**found, **new}
 
 
+def _keep_tables(given: Path | str | None, table: Path) -> None:
+    """A copy of each model table, by its name. Raises InputError: no such folder, or one is damaged."""
+    if given is None:
+        return
+    if not Path(given).is_dir():
+        raise InputError(given, "is no folder", "give the folder of model tables")
+    for path, name in model_tables.names(Path(given)):
+        kept = table / TABLES / f"{name}.table"
+        if not kept.exists():
+            model_tables.load(path)
+            kept.parent.mkdir(exist_ok=True)
+            write_durably(kept, [path.read_bytes()])
+
+
+def kept_tables(table: Path) -> list[Path]:
+    """The model tables that a table has copies of."""
+    return sorted((table / TABLES).glob("*.table"))
+
+
 def folder_of(table: Path, vehicle: str) -> Path:
     return table / f"vehicle={quote(vehicle, safe='')}"
 
@@ -162,14 +186,14 @@ def _archive(batch: Mapping[str, list[Received]], table: Path) -> None:
 
 
 def _build(table: Path, manifests: Manifests, jobs: int, progress: Progress) -> None:
-    folders = [folder for _, folder in vehicles(table) if needs_build(folder, manifests)]
+    lines = Lines(manifests, kept_tables(table))
+    folders = [folder for _, folder in vehicles(table) if needs_build(folder, lines)]
     if jobs == 1 or len(folders) < 2:
-        lines = Lines(manifests)
         for done, folder in enumerate(folders, start=1):
             build(folder, lines)
             progress(done / len(folders))
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (table / MANIFESTS,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (table,)) as pool:
         for done, _ in enumerate(pool.map(_work, folders), start=1):
             progress(done / len(folders))
 
@@ -177,9 +201,10 @@ def _build(table: Path, manifests: Manifests, jobs: int, progress: Progress) -> 
 _lines: Lines | None = None  # of a worker process
 
 
-def _begin_worker(manifests: Path) -> None:
+def _begin_worker(table: Path) -> None:
     global _lines
-    _lines = Lines(load_manifests(manifests) if manifests.is_dir() else {})
+    manifests = table / MANIFESTS
+    _lines = Lines(load_manifests(manifests) if manifests.is_dir() else {}, kept_tables(table))
 
 
 def _work(folder: Path) -> None:

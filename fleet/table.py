@@ -70,16 +70,18 @@ def from_columns(columns: Columns, manifest: DecoderManifest, utc_offset_us: int
 class Fact(NamedTuple):
     """What a table says of a signal: its name with bus and message, its unit and step.
 
-    max_error is in the signal's unit, time_tolerance_us against the vehicle's own clock. Blocks of format 1 keep
-    every raw value and its time as they were.
+    max_error is in the signal's unit, time_tolerance_us against the vehicle's own clock. Floats that a campaign
+    coarsened say nothing of it: only the campaign does.
     """
 
     name: str
     unit: str
     step: float
 
-    def document(self) -> dict[str, Any]:
-        return {"unit": self.unit, "step": self.step, "max_error": 0.0, "time_tolerance_us": 0}
+    def document(self, raw: int = 0, time_us: int = 0) -> dict[str, Any]:
+        """raw, time_us: how wrong raw values and times may be, as the blocks say."""
+        error = raw * abs(float(self.step))
+        return {"unit": self.unit, "step": self.step, "max_error": error, "time_tolerance_us": time_us}
 
 
 class TableMaker:
@@ -125,12 +127,11 @@ class TableMaker:
             schema=SCHEMA.append(pa.field(ORDER, pa.int32())),
         )
 
-    def facts(self, columns: Columns) -> set[Fact]:
-        """Of the signals that the columns hold."""
-        firsts = self._firsts
-        return {
-            self._facts[firsts[group.message] + index] for group in columns.groups() for index, _, _ in group.columns
-        }
+    def facts(self, columns: Columns) -> set[tuple[int, Fact]]:
+        """Of the signals that the columns hold, with their numbers in the manifest."""
+        firsts, groups = self._firsts, columns.groups()
+        numbers = {int(firsts[group.message]) + index for group in groups for index, _, _ in group.columns}
+        return {(number, self._facts[number]) for number in numbers}
 
     def _group(self, group: Any) -> Iterator[tuple[Numbers, ...]]:
         times = np.frombuffer(group.times, np.int64)

@@ -1,16 +1,24 @@
 """The campaign document: what is refused, with its place and the way out; which rule counts; a thousand of them."""
 
+import collections
+import itertools
+import random
+from fractions import Fraction
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cy_core.frames import Frames
+from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
-from edge.manifest import DecoderManifest, Message, Signal
-from edge.message import Clock, Coverage
+from edge.manifest import DecoderManifest, Message, Signal, no_values
+from edge.message import Block, Clock, Coverage
 from edge.typed import explain
 from tests.strategies import batch
 
@@ -123,6 +131,48 @@ def test_no_line_is_drawn_through_gears_that_a_glob_meets() -> None:
     assert (found["M.Speed"][0], found["M.Gear"][0]) == ("curvelog", "change")
 
 
+def records(campaigns: dict[str, Campaign], traffic: Frames, cuts: list[int]) -> dict[str, list[bytes]]:
+    """The bodies that each campaign got."""
+    line, found, start = Line(Decoder(MANIFEST)), collections.defaultdict(list), 0
+    selections, refused = compile_campaigns(campaigns, MANIFEST)
+    line.select(selections, 0)
+    for end in [*sorted(cuts), len(traffic)]:
+        cut, last = traffic.slice(start, end), end == len(traffic)
+        for record in line.take(Batch(cut, Coverage("s", start, end), Clock(), last=last)):
+            found[record.stream].append(record.body)
+        start = end
+    assert not refused
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=7),
+    st.lists(st.tuples(st.sampled_from([0, 10_000, 2_000_000]), st.integers(0, 90)), max_size=60),
+    st.lists(st.integers(0, 60), max_size=4),
+)
+def test_campaigns_that_keep_the_same_get_what_each_would_get_alone(
+    numbers: list[int], samples: list[tuple[int, int]], cuts: list[int]
+) -> None:
+    kinds = [
+        Campaign({"*": SignalRule()}),
+        Campaign({"M.Speed": SignalRule()}),
+        Campaign({"*": SignalRule(filter="change")}),
+        Campaign({"*": SignalRule(filter="change")}, when="M.Gear == 'D'", before_s=1, after_s=1),
+        Campaign({"*": SignalRule(filter="timebased", period_s=3)}),
+        Campaign({"*": SignalRule(filter="timebased", period_s=3)}, when="M.Gear == 'R'", before_s=3, after_s=2),
+    ]
+    time_us, traffic = 10**9, []
+    for step, value in samples:
+        time_us += step
+        traffic.append((time_us, 0, 1, 0, bytes([value, 0, value % 5, value, 0, 0, 0, 0])))
+    frames, ends = batch(traffic), [min(cut, len(traffic)) for cut in cuts]
+    campaigns = {f"c{place}": kinds[number] for place, number in enumerate(numbers)}
+    together = records(campaigns, frames, ends)
+    for name, campaign in campaigns.items():
+        assert together[name] == records({name: campaign}, frames, ends)[name]
+
+
 def test_a_thousand_campaigns_are_served() -> None:
     kinds = [
         Campaign({"*": SignalRule()}),
@@ -137,3 +187,94 @@ def test_a_thousand_campaigns_are_served() -> None:
     frames = batch([(at * 10_000, 0, 1, 0, (at * 100).to_bytes(8, "little")) for at in range(100)])
     records = line.take(Batch(frames, Coverage("s", 0, 100), Clock(), last=True))
     assert len(records) == 750
+
+
+J1939 = DecoderManifest(
+    ("can0",),
+    (
+        Message("can0", 0x18FEF100, "T", 8, True, protocol="j1939", signals=(
+            Signal("Temperature", 0, 8, factor=0.5, offset=-40),
+            Signal("Speed", 8, 16, factor=0.01, labels={40_000: "calibration"}),
+            Signal("Torque", 24, 12, signed=True, factor=-2),
+            Signal("Status", 36, 2),
+        )),
+    ),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([10_000, 10_003, 2_000_000]),
+            st.sampled_from([0, 1, 0xFA, 0xFB, 0xFE, 0xFF]) | st.integers(0, 255),
+            st.sampled_from([0xFDFF, 0xFE00, 0xFFFF, 40_000, 39_999]) | st.integers(0, 0xFFFF),
+            st.integers(0, 0xFFFF),
+        ),
+        min_size=1,
+        max_size=50,
+    ),
+    st.tuples(*[st.sampled_from([0, 0.3, 1, 2.5, 1000, "1%", "40%"])] * 4),
+    st.sampled_from([{}, {"tick_us": 1000}, {"tick_us": 250_000}, {"time_tolerance_s": 0.02}]),
+)
+def test_no_sample_is_wrong_by_more_than_its_bound_and_none_that_says_there_is_no_value_becomes_one(
+    samples: list[tuple[int, int, int, int]], bounds: tuple[Any, ...], times: dict[str, Any]
+) -> None:
+    time_us, frames = 10**9, []
+    for step, temperature, speed, rest in samples:
+        time_us += step
+        payload = bytes([temperature]) + speed.to_bytes(2, "little") + rest.to_bytes(2, "little") + bytes(3)
+        frames.append((time_us, 0, 0x98FEF127, 0, payload))
+    signals = {f"T.{s.name}": SignalRule(max_error=b) for s, b in zip(J1939.messages[0].signals, bounds, strict=True)}
+    selection = compile_campaign("a", Campaign(signals, **times), J1939)
+    decoder = Decoder(J1939)
+    line = Line(decoder)
+    line.select([selection], 0)
+    made = Batch(batch(frames), Coverage("s", 0, len(frames)), Clock(), last=True)
+    [record] = line.take(made)
+    columns, found = block.decode_bounded(Block.decode(record.body).data, decoder.plan)
+    [got], [true] = list(columns.groups()), list(decoder.decode_batch(batch(frames)).groups())
+    allowed_us = 20_000 if "time_tolerance_s" in times else times.get("tick_us", 1) // 2
+    assert max(abs(a - b) for a, b in zip(got.times, true.times, strict=True)) <= allowed_us == found.time_us
+    for (place, _, values), (_, _, originals), bound in zip(got.columns, true.columns, bounds, strict=True):
+        signal = J1939.messages[0].signals[place]
+        rule_bound = selection.rules[place][1] if selection.rules else 0
+        exact = [*((raw, raw) for raw in signal.labels), *(r[:2] for r in no_values(J1939.messages[0], signal))]
+        for a, b in itertools.zip_longest(numbers(values, got, signal), numbers(originals, true, signal)):
+            assert abs(a - b) <= rule_bound
+            assert a == b or not any(low <= raw <= high for raw in (a, b) for low, high in exact)
+            if not isinstance(bound, str):
+                assert abs(a - b) * abs(Fraction(str(signal.factor))) <= Fraction(bound)
+            assert abs(a - b) <= found.raw.get(place, 0)
+
+
+def numbers(values: memoryview, group: Any, signal: Signal) -> list[int]:
+    """Raw values, one a row."""
+    size = 1 if signal.length <= 8 else 2
+    raws = [int.from_bytes(values[i : i + size], "little", signed=signal.signed) for i in range(0, len(values), size)]
+    return raws * len(group.times) if len(raws) == 1 else raws
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tick_us": 10, "time_tolerance_s": 1}, "tick_us: means nothing beside time_tolerance_s"),
+        ({"frames": ["can0:*"], "time_tolerance_s": 1}, "time_tolerance_s: is not for raw frames; give tick_us"),
+    ],
+)
+def test_times_that_make_no_sense_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        compile_campaign("a", Campaign({"*": SignalRule()}, **fields), MANIFEST)
+
+
+def test_a_bound_makes_a_campaign_smaller_also_where_some_samples_have_no_value() -> None:
+    noise, traffic = random.Random(1), []
+    for at in range(1000):
+        speed = 0xFFFF if at % 50 == 0 else 20_000 + noise.randint(-300, 300)
+        traffic.append((10_000 * at, 0, 0x98FEF127, 0, bytes([100]) + speed.to_bytes(2, "little") + bytes(5)))
+    sizes = {}
+    for bound in (0, 1.0):
+        line = Line(Decoder(J1939))
+        line.select([compile_campaign("a", Campaign({"T.Speed": SignalRule(max_error=bound)}), J1939)], 0)
+        sizes[bound] = len(line.take(Batch(batch(traffic), Coverage("s", 0, 1000), Clock()))[0].body)
+    assert sizes[1.0] < 0.6 * sizes[0]

@@ -1,5 +1,6 @@
 """Frames through the codec and back: bit for bit, whatever they are; and what becomes of damage."""
 
+import json
 import os
 import random
 from pathlib import Path
@@ -196,7 +197,13 @@ def test_golden_blocks_of_version_2_are_still_read_and_still_made() -> None:
     assert [row["times_us"] for row in golden.block_values(again)] == [
         row["times_us"] for row in golden.block_values(columns)
     ]
-    assert block.encode(columns) == stored
+    made = block.decode(block.encode(columns), columns.plan)  # a group of one signal rides now: other bytes
+    assert golden.block_values(made) == golden.block_values(again)
+    stored = (golden.FOLDER / "rides-2.block").read_bytes()
+    changes = golden.changes()
+    found = golden.block_values(block.decode(stored, changes.plan))
+    assert found == golden.block_values(changes) == json.loads((golden.FOLDER / "rides-2.json").read_bytes())
+    assert block.encode(changes) == stored
 
 
 # -- damage --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cy_core.columns import Columns
 from cy_core.frames import Frames
 from cy_core.plan import Plan
+from cy_core.reduce import Reducer
 from edge import block
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt
@@ -91,6 +92,41 @@ def test_no_value_and_no_time_is_further_off_than_allowed(
             assert units * factor <= error
 
 
+def changes(seed: int, count: int, source_times: str) -> tuple[Decoder, Columns]:
+    """Of each signal the changes, in a group of its own; times repeat, stand still and go back."""
+    source, frames, time_us = random.Random(seed), Frames(), 10**9
+    steps = {"steady": (10_000, 10_001), "any": (0, 0, 1, 700, -300, 10_000, 3_000_000)}[source_times]
+    for _ in range(count):
+        time_us += source.choice(steps)
+        a, b = source.choice([0, 0, 0, 7, 60_000]), source.randint(0, 2)
+        frames.append(time_us, 0, 1, a.to_bytes(2, "little") + b.to_bytes(2, "little") + bytes(4))
+    decoder = Decoder(MANIFEST)
+    made = Columns(decoder.plan)
+    rules = [("change", 0.0, 0, 0, 0, (), False), ("change", 0.0, 40_000, 0, 0, (), False)]
+    Reducer(decoder.plan, rules).reduce(decoder.decode_batch(frames), made, time_us)
+    return decoder, made
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 60), st.sampled_from(["steady", "any"]), st.sampled_from([1, 500, 10**6]))
+def test_groups_that_share_rows_come_back_exactly(seed: int, count: int, times: str, tick_us: int) -> None:
+    decoder, columns = changes(seed, count, times)
+
+    def rounded(time_us: int) -> int:
+        return (2 * time_us + tick_us) // (2 * tick_us) * tick_us
+
+    again = block.decode(block.encode(columns, tick_us=tick_us), Plan(decoder.manifest))
+    assert rows(again) == [(message, [rounded(t) for t in times], values) for message, times, values in rows(columns)]
+
+
+def test_changes_of_a_drive_take_less_than_all_of_its_samples() -> None:
+    """They did not when each change said anew whose it is, and when."""
+    decoder, columns = changes(1, 4000, "steady")
+    alone = [block.encode(columns, bytes([place == 0, place == 1])) for place in range(2)]
+    assert len(block.encode(columns)) < 0.8 * sum(map(len, alone))
+    assert decoder.plan.signal_count == 2
+
+
 def test_a_bound_makes_blocks_smaller() -> None:
     _, columns = drive(1, 300)
     exact = len(block.encode(columns))
@@ -113,7 +149,8 @@ def test_a_block_of_version_1_is_still_read() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damage_behind_the_checksum_is_refused_or_decodes(data: st.DataObject) -> None:
-    decoder, columns = drive(data.draw(st.integers(0, 3)), 300)
+    seed = data.draw(st.integers(0, 3))
+    decoder, columns = data.draw(st.sampled_from([drive(seed, 300), changes(seed, 200, "any")]))
     made = block.encode(columns, tolerance_us=data.draw(st.sampled_from([0, 500])))
     content = bytearray(made[block.HEAD.size :])
     for _ in range(data.draw(st.integers(1, 4))):

@@ -19,8 +19,10 @@ from edge.decoder import Decoder
 from edge.doctor import describe, examine, explain, write_status
 from edge.errors import InputError
 from edge.line import Batch, Line
+from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Clock, Coverage, Quality
+from edge.train import train
 from tests.strategies import batch
 from tests.test_collector import MANIFEST, HandSource
 
@@ -137,6 +139,20 @@ def test_a_vehicle_which_has_no_click_simulator_or_fleet_can_be_examined(tmp_pat
     assert "why" in json.loads(run("--json").stdout)
 
 
+def test_what_the_uplink_says_of_a_campaign_stands_beside_its_counters(tmp_path: Path) -> None:
+    line, source = Line(Decoder(MANIFEST)), RecordedSource()
+    line.select([compile_campaign("drive", Campaign(SPEED), MANIFEST)], 0)
+    line.take(Batch(batch([frame(0), frame(1, 1, 2)]), Coverage("s", 0, 2), source.clock))
+    source.position = 2
+    write_status(tmp_path, {"state": "running", **describe(line, source, Names(MANIFEST), {})})
+    assert examine(tmp_path)[1] == [], "no uplink has run here"
+    (tmp_path / "status-uplink.json").write_text(json.dumps({"streams": {"drive": {"sent": 3, "evicted": 1200}}}))
+    status, lines = examine(tmp_path)
+    assert (status["campaigns"]["drive"]["sent"], status["campaigns"]["drive"]["evicted"]) == (3, 1200)
+    [said] = [one for one in lines if "evicted" in one or "unsent" in one]
+    assert said.startswith("campaign drive: 1,200 of its blocks left the outbox unsent")
+
+
 @pytest.mark.process
 async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_the_reason(tmp_path: Path) -> None:
     from edge.database import load_databases
@@ -148,12 +164,16 @@ async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_
 
     manifest = load_databases(databases())
     write_log(tmp_path / "drive.log", 30, 3)
+    frames, log = Frames(), open_log(tmp_path / "drive.log", manifest.buses)
+    log.read(frames, 5000)
+    table = train([(frames, log.buses)])
     campaigns = {"brake": {"when": "SPEED.SPEED > 600", "signals": {"BRAKE/*": {}}}}
     document = deployed(f"replay:{VEHICLE_FOLDER}/drive.log?speed=1", campaigns=campaigns, durable_s=0.1)
     environment = document["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["collector"]["env"]
     environment["BORDNETZ_DOCUMENTS"] = {"value": VEHICLE_FOLDER}
     async with EdgeDevice(document, tmp_path / "device", modules_root=ROOT) as device, asyncio.timeout(60):
         put(device, manifest, tmp_path / "drive.log")
+        table.save(device.host_path(VEHICLE_FOLDER) / "van.table")
         device.start_modules()
         while not (found := await status(device, "collector"))["totals"]["frames"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
@@ -161,6 +181,15 @@ async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_
         async def call(method: str, payload: Any = None) -> tuple[int, Any]:
             return await device.hub.call("collector", method, payload, timeout_s=20)
 
+        assert found["table"] == ""
+        device.hub.patch_desired("collector", {"table": table.sha256, "durable_s": 0.2})
+        while (found := await status(device, "collector"))["table"] != table.sha256:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        device.hub.patch_desired("collector", {"table": "0" * 64})
+        while "table" not in (refused := (await status(device, "collector"))["settings"]["refused"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        assert "is not in" in refused["table"], "and the last good one goes on"
+        assert (await status(device, "collector"))["table"] == table.sha256
         assert found["campaigns"]["brake"]["condition"]["when"] == "SPEED.SPEED > 600"
         assert (await call("getCampaigns"))[1]["campaigns"]["brake"]["when"] == "SPEED.SPEED > 600"
         assert await call("setLogLevel", {"level": "debug"}) == (200, {"level": "debug"})

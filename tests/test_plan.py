@@ -115,6 +115,13 @@ def test_a_histogram_is_a_fraction_of_what_it_sums_up(plans: dict[str, Plan]) ->
     assert sum(signal.samples for signal in campaign.signals) == campaign.samples
 
 
+def test_raw_frames_around_the_fault_are_counted(plans: dict[str, Plan]) -> None:
+    [campaign] = plans["raw_capture"].campaigns
+    assert len(campaign.events) == 1
+    assert campaign.frames > 10_000
+    assert f"{campaign.frames:,} raw frames" in text(plans["raw_capture"])
+
+
 def test_buses_that_are_never_silent_make_no_event(plans: dict[str, Plan]) -> None:
     assert plans["bus_silence"].campaigns[0].events == []
     assert plans["bus_silence"].bytes == 0

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge import fates
 from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, MessageRejected
 from edge.message import Envelope, unpack
@@ -236,6 +237,29 @@ async def test_what_was_evicted_is_told_and_then_forgotten(outbox, collector, ex
     [entry] = [entry for envelope in cloud.delivered for entry in envelope.evictions]
     assert (entry.first_sequence, entry.last_sequence, entry.count, entry.stream) == (1, 1, 1, "drive")
     assert collector.ledger() == []
+
+
+async def test_of_each_stream_it_is_known_how_much_was_sent_and_how_much_left_unsent(
+    outbox, collector, executor, tmp_path
+):
+    cloud = FakeCloud()
+    collector.append([new() for _ in range(3)])
+    collector.append([NewRecord(7, "slow", MANIFEST, b"x") for _ in range(5)])
+    collector.evict(1)
+    assert collector.untold() == {"slow": 1}
+    async with running(outbox, cloud, executor) as uplink:
+        await until_empty(cloud, collector)
+        while collector.ledger():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert uplink.fates.counts({"slow": 2, "gone": 1}) == {
+        "drive": {"sent": 3, "evicted": 0},
+        "slow": {"sent": 4, "evicted": 3},
+        "gone": {"sent": 0, "evicted": 1},
+    }
+    uplink.fates.save(tmp_path, collector.untold())
+    assert fates.load(tmp_path) == {"drive": {"sent": 3, "evicted": 0}, "slow": {"sent": 4, "evicted": 1}}
+    (tmp_path / fates.STATUS_FILE).write_text('{"streams": {"drive": 3}}')
+    assert fates.load(tmp_path) == fates.load(tmp_path / "nothing") == {}
 
 
 async def test_evictions_are_told_even_where_nothing_is_left_to_send(outbox, collector, executor):

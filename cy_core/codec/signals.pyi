@@ -7,6 +7,7 @@ from cy_core.plan import Plan
 class SignalCodec:
     models: Models
     plan: Plan
+    steps: dict[int, int]
     def __init__(self, plan: Plan, trained: Buffer | None = None, *, learning: bool = False) -> None: ...
     def encode(
         self,
@@ -15,5 +16,8 @@ class SignalCodec:
         steps: Buffer | None = None,
         tick_us: int = 1,
         tolerance_us: int = 0,
+        exact: bool = False,
     ) -> bytes: ...
+    @property
+    def time_error_us(self) -> int: ...
     def decode(self, content: Buffer, into: Columns | None = None) -> Columns: ...

@@ -2,18 +2,20 @@
 
     head      unit of time, first time, how times are written
     groups    message, rows, which signals, and the step of each
-    times     in bus order (who, how long after), or as lines through the times of each group
+    times     in bus order (who, how long after), or as lines through the times of each group; groups of one message
+              may share rows: then a row says which of them it is of
     values    group by group, row by row
 
 A value is sent as its raw bits; with a step of k raw units (k odd) as the nearest multiple, so it is wrong by (k - 1) / 2
-at most. Lines are wrong by their tolerance at most: each row is checked when it is written.
+at most; where what is sent keeps to steps already but for a few values, these have a rest, and all is exact. Lines are
+wrong by their tolerance at most: each row is checked when it is written.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish
+from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish, probability_t
 from cy_core.codec.models cimport Models, line, mix, models_t
 from cy_core.codec.number cimport code_residual, code_value, learn_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, due_t, line_up_t, take_turn
@@ -27,9 +29,14 @@ from cy_core.codec.streams import bus_key
 cdef enum:
     SIGNALS = 0x100000          # keys
     LINES = 0x110000
+    SHARED = 0x120000           # of groups that share rows
+    PRESENT = 0x130000          # is a row of them of this one?
+    REST = 0x140000             # of a value that is no multiple of its step
     PART = 64                   # columns of a row that are coded together
     MOST_ROWS = 1 << 20         # of a group
     MOST_GROUPS = 0xFFFF
+    SHARES = 1 << 16            # beside the number of groups: some share rows
+    TICKS = 1 << 17             # … and times were rounded
     MOST_BYTES = 64 << 20       # of values and times, when read
     SLOPE_BITS = 16             # behind the point, of a line's microseconds a row
 
@@ -37,8 +44,10 @@ cdef extern from *:
     """
     #define bordnetz_signal_time_max (1LL << 54)
     #define bordnetz_slope_max (1LL << 41)
+    #define bordnetz_rests (1LL << 31)
     """
     const int64_t SLOPE_MAX "bordnetz_slope_max"
+    const int64_t RESTS "bordnetz_rests"                # beside a step: values have rests
     const int64_t TIME_MAX "bordnetz_signal_time_max"
 
 
@@ -47,6 +56,15 @@ cdef struct part_t:             # a group that is written or read
     int32_t line                # the number of its bus
     uint32_t rows, done
     uint32_t group              # its number in the columns
+    bint rides                  # it shares the rows of the part before it
+    uint32_t riders             # how many behind it share its rows
+    uint32_t recent             # rows of late that were of it, one bit each
+    probability_t* present
+
+
+cdef struct turn_t:             # the next row of a part and its riders, when written
+    int64_t time
+    int32_t part
 
 
 cdef class SignalCodec:
@@ -62,6 +80,10 @@ cdef class SignalCodec:
     cdef part_t* parts
     cdef due_t* dues
     cdef uint32_t part_count
+    cdef bint shares
+    cdef bint exact             # writing: nothing is rounded to a step, what is none has a rest
+    cdef uint32_t tick
+    cdef readonly dict steps    # reading: of the signals that have one, by place in the manifest
 
     def __init__(self, Plan plan not None, const uint8_t[::1] trained=None, *, bint learning=False):
         import array
@@ -81,12 +103,12 @@ cdef class SignalCodec:
 
     def encode(
         self, Columns columns not None, const uint8_t[::1] selection=None, const uint32_t[::1] steps=None,
-        uint32_t tick_us=1, uint32_t tolerance_us=0,
+        uint32_t tick_us=1, uint32_t tolerance_us=0, bint exact=False,
     ):
         """The inside of a block that holds these columns.
 
         selection: one byte for each signal of the manifest, not 0 for those to keep. steps: for each signal, in raw
-        units: odd, 1 is exact. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
+        units: odd, 1 is exact; exact: values are multiples already, and what is none stays as it is. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
         at most. Raises ValueError: any of these does not fit; OverflowError: more than a block may hold, or times over
         285 years from 1970.
         """
@@ -103,7 +125,8 @@ cdef class SignalCodec:
             steps.shape[0] != self.plan.signal_count or any(not s & 1 or s >> 31 for s in steps)
         ):
             raise ValueError("steps are odd, under 2^31, and one for each signal")
-        self._choose(columns, keep)
+        self.exact, self.tick = exact, 1 if tolerance_us else tick_us
+        self._choose(columns, keep, tolerance_us != 0)
         memory = <uint8_t*>malloc(4096)
         if memory == NULL:
             raise MemoryError("no memory for a block")
@@ -126,6 +149,7 @@ cdef class SignalCodec:
         if columns.plan is not self.plan or columns.exports:
             raise ValueError("columns of another plan, or still being looked at, cannot be used again here")
         columns.forget()
+        self.steps = {}
         begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
         with nogil:
             self._code(&coder, columns, NULL, NULL, 1)
@@ -136,21 +160,26 @@ cdef class SignalCodec:
 
     # -- head and groups -------------------------------------------------------------------------------------
 
-    cdef int _choose(self, Columns columns, const uint8_t* keep) except -1:
+    cdef int _choose(self, Columns columns, const uint8_t* keep, bint has_lines) except -1:
         """Writing: the groups with a signal to keep."""
         cdef Py_ssize_t i
+        cdef int64_t last = -1
         cdef const group_t* group
         if columns.group_count > MOST_GROUPS:
             raise OverflowError(f"{columns.group_count} groups; a block may have {MOST_GROUPS}")
         self._reserve(columns.group_count)
+        self.shares = False
         for i in range(columns.group_count):
             group = &columns.group_rows[i]
             if group.count >= MOST_ROWS:
                 raise OverflowError(f"a group of {group.count} rows; a block may have {MOST_ROWS - 1}")
             if _kept(columns, group, keep):
                 self.parts[self.part_count] = part_t(
-                    key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i
+                    key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i,
+                    rides=last == <int64_t>group.message and group.column_count == 1, riders=0, recent=0, present=NULL,
                 )
+                self.shares |= self.parts[self.part_count].rides and not has_lines
+                last = group.message
                 self.part_count += 1
         return 0
 
@@ -202,16 +231,25 @@ cdef class SignalCodec:
         self.unit = code_value(coder, models, mix(HEAD, 2), 40, self.unit)
         self.base = code_value(coder, models, mix(HEAD, 3), 64, self.base)
         self.tolerance = code_value(coder, models, mix(SIGNALS, 1), 32, self.tolerance)
-        count = code_value(coder, models, mix(SIGNALS, 2), 20, self.part_count)
+        count = code_value(coder, models, mix(SIGNALS, 2), 20, self.part_count | self._flags())
         if coder.reading:
+            self.shares = count & SHARES and not self.tolerance
+            self.tick = 2 if count & TICKS else 1
+            count &= ~<uint32_t>(SHARES | TICKS)
             # A group takes a bit or more of each of the numbers that begin it.
             if count > MOST_GROUPS or count > 64 * (coder.end - coder.start) or not -TIME_MAX < self.base < TIME_MAX:
                 coder.failed = True
                 return 0
             self._reserve(count)
             self.part_count = count
+        if not coder.reading:
+            count = self.part_count
+        if self.tick > 1:
+            self.tick = code_value(coder, models, mix(SIGNALS, 8), 32, self.tick)
         for p in range(count):
             size += self._code_group(coder, columns, &self.parts[p], keep, steps)
+            if self.shares:
+                self._code_sharing(coder, columns, p)
             if coder.failed or size > MOST_BYTES:
                 coder.failed = True
                 return 0
@@ -230,6 +268,14 @@ cdef class SignalCodec:
                 return 0
             self._code_values(coder, columns, &self.parts[p], keep, steps)
         return 0
+
+    cdef inline uint32_t _flags(self) noexcept nogil:
+        return (SHARES if self.shares else 0) | (TICKS if self.tick > 1 else 0)
+
+    @property
+    def time_error_us(self):
+        """Reading: how far the times of the block may be from those that it was made of."""
+        return self.tolerance if self.tolerance else self.tick // 2
 
     cdef uint64_t _code_group(
         self, coder_t* coder, Columns columns, part_t* part, const uint8_t* keep, const uint32_t* steps
@@ -294,68 +340,125 @@ cdef class SignalCodec:
 
     # -- times -----------------------------------------------------------------------------------------------
 
+    cdef void _code_sharing(self, coder_t* coder, Columns columns, uint32_t p) noexcept nogil:
+        """Does this group share the rows of the one before it?"""
+        cdef part_t* part = &self.parts[p]
+        cdef uint32_t head = p - 1
+        if p == 0 or columns.group_rows[part.group].message != columns.group_rows[self.parts[p - 1].group].message:
+            part.rides = False
+            return
+        part.rides = code_bit(coder, line(&self.models.data, mix(SIGNALS, 7)), part.rides)
+        if part.rides:
+            while self.parts[head].rides:
+                head -= 1
+            self.parts[head].riders += 1
+
     cdef int _code_order(self, coder_t* coder, Columns columns, int64_t tick_us) except -1 nogil:
         """Bus by bus: which group is next, and how long after."""
         cdef models_t* models = &self.models.data
         cdef line_up_t bus
         cdef int32_t number, p, lines = 0
         cdef int32_t who
-        cdef uint32_t left, before
+        cdef uint32_t left, before, key
         cdef int64_t now = 0
-        cdef int64_t* times
+        cdef Py_ssize_t count
         cdef int32_t* queue = <int32_t*>malloc((self.part_count + 1) * sizeof(int32_t))
-        if queue == NULL:
+        cdef turn_t* turns = <turn_t*>malloc((self.part_count + 1) * sizeof(turn_t))
+        if queue == NULL or turns == NULL:
+            free(queue)
+            free(turns)
             with gil:
                 raise MemoryError("no memory for the order of groups")
         for p in range(<int32_t>self.part_count):
-            self.dues[p] = due_t(
-                key=self.parts[p].key, last=0, due=0, period=0, seen=0, recent=0, follower=-1
-            )
+            key = self.parts[p].key
+            if self.parts[p].riders:
+                key = mix(self.message_keys[columns.group_rows[self.parts[p].group].message], SHARED)
+            self.dues[p] = due_t(key=key, last=0, due=0, period=0, seen=0, recent=0, follower=-1)
             lines = max(lines, self.parts[p].line + 1)
         for number in range(lines):
-            left = 0
+            left, count = 0, 0
             for p in range(<int32_t>self.part_count):
-                left += self.parts[p].rows if self.parts[p].line == number else 0
+                if self.parts[p].line == number:
+                    left += self.parts[p].rows
+                    if not coder.reading and not (self.shares and self.parts[p].rides):
+                        turns[count].part = p
+                        count += self._next_time(columns, &turns[count])
+            for p in range(<int32_t>count // 2 - 1, -1, -1):
+                _sink(turns, count, p)
             bus = line_up_t(queue=queue, count=0, last_stream=-1, last=0, key=mix(SIGNALS, number), shorts=0)
             while left and not coder.failed:
-                left -= 1
-                who = -1 if coder.reading else self._earliest(columns, number, tick_us, &now)
+                who = -1
+                if not coder.reading:
+                    who, now = turns[0].part, (_round(turns[0].time, tick_us) - self.base) // self.unit
                 before = self.dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key
                 p = code_who(coder, models, &bus, self.dues, who)
                 if p < 0:
                     p = code_value(coder, models, mix(before, ANY), 16, who)
-                if p >= <int32_t>self.part_count or self.parts[p].line != number or (
-                    self.parts[p].done == self.parts[p].rows
-                ):
+                if p >= <int32_t>self.part_count or self.parts[p].line != number or (self.shares and self.parts[p].rides):
                     coder.failed = True
                     break
                 now = _sum(bus.last, code_gap(coder, models, &bus, &self.dues[p], self.dues, -1, now - bus.last))
                 if not -TIME_MAX < now < TIME_MAX:
                     coder.failed = True
                     break
-                if coder.reading:
-                    times = <int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
-                    times[self.parts[p].done] = <int64_t>(
-                        <uint64_t>self.base + <uint64_t>now * <uint64_t>self.unit
-                    )
-                self.parts[p].done += 1
+                left -= self._code_present(
+                    coder, columns, p, <int64_t>(<uint64_t>self.base + <uint64_t>now * <uint64_t>self.unit), tick_us
+                )
                 take_turn(&bus, self.dues, p, now)
+                if not coder.reading:
+                    if not self._next_time(columns, &turns[0]):
+                        count -= 1
+                        turns[0] = turns[count]
+                    _sink(turns, count, 0)
         free(queue)
+        free(turns)
         return 0
 
-    cdef int32_t _earliest(self, Columns columns, int32_t number, int64_t tick_us, int64_t* now) noexcept nogil:
-        """Writing: the group of this bus whose next row is the earliest."""
-        cdef int32_t p, best = -1
+    cdef uint32_t _code_present(
+        self, coder_t* coder, Columns columns, uint32_t head, int64_t time_us, int64_t tick_us
+    ) noexcept nogil:
+        """Which of the groups that share rows have one at this time, and so how many; failed: none of them."""
+        cdef part_t* part
+        cdef int64_t* times
+        cdef uint32_t p, last = head, found = 0
+        cdef bint present
+        for p in range(head, head + self.parts[head].riders + 1):
+            if self.parts[p].done < self.parts[p].rows:
+                last = p
+        for p in range(head, last + 1):
+            part = &self.parts[p]
+            if part.done == part.rows:
+                continue
+            times = <int64_t*>(columns.arena + columns.group_rows[part.group].times)
+            present = True
+            if p != last or found:  # else nobody is left
+                if part.present == NULL:
+                    part.present = line(&self.models.data, mix(part.key, PRESENT))
+                present = not coder.reading and _round(times[part.done], tick_us) == time_us
+                present = code_bit(coder, part.present + ((part.recent & 7) << 1 | (found != 0)), present)
+            part.recent = part.recent << 1 | present
+            if present:
+                if coder.reading:
+                    times[part.done] = time_us
+                part.done += 1
+                found += 1
+        coder.failed |= found == 0
+        return found
+
+    cdef bint _next_time(self, Columns columns, turn_t* turn) noexcept nogil:
+        """Writing: the earliest of the next rows of a part and its riders; whether there is one."""
+        cdef const part_t* part
+        cdef uint32_t p
         cdef int64_t time
-        for p in range(<int32_t>self.part_count):
-            if self.parts[p].line == number and self.parts[p].done < self.parts[p].rows:
-                time = (<const int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times))[
-                    self.parts[p].done
-                ]
-                if best < 0 or time < now[0]:
-                    best, now[0] = p, time
-        now[0] = (_round(now[0], tick_us) - self.base) // self.unit
-        return best
+        cdef bint found = False
+        for p in range(turn.part, turn.part + self.parts[turn.part].riders + 1):
+            part = &self.parts[p]
+            if part.done < part.rows:
+                time = (<const int64_t*>(columns.arena + columns.group_rows[part.group].times))[part.done]
+                if not found or time < turn.time:
+                    turn.time = time
+                found = True
+        return found
 
     cdef void _code_lines(self, coder_t* coder, part_t* part, int64_t* times) noexcept nogil:
         """Straight lines through (row, time): how many rows, where it begins, how steep it is."""
@@ -414,29 +517,38 @@ cdef class SignalCodec:
         cdef const signal_t* signals[PART]
         cdef uint8_t[PART] widths
         cdef int64_t[PART] step
-        cdef bint[PART] constant
+        cdef bint[PART] has_rest
         cdef history_t[PART] histories
         cdef uint64_t[PART] values
         cdef uint32_t key = mix(part.key, columns.column_rows[chosen[0]].signal), recent = 0xFFFFFFFF, row, i
         cdef column_t* column
         cdef uint64_t value
+        cdef uint32_t place
         for i in range(count):
             column = &columns.column_rows[chosen[i]]
             signals[i] = &self.plan.signals[message.first_signal + column.signal]
             widths[i] = signals[i].length
-            constant[i] = True
             step[i] = 1
+            has_rest[i] = False
             if steps != NULL and _can_step(signals[i]):
                 step[i] = steps[message.first_signal + column.signal]
             if code_bit(coder, line(models, mix(SIGNALS, 5)), step[i] != 1):
-                step[i] = code_value(coder, models, mix(SIGNALS, 6), 32, step[i])
+                if not coder.reading:
+                    has_rest[i] = self.exact and _has_rest(
+                        signals[i], step[i], columns.arena + column.offset, column, part.rows
+                    )
+                value = code_value(coder, models, mix(SIGNALS, 6), 32, step[i] | (RESTS if has_rest[i] else 0))
+                step[i], has_rest[i] = value & 0x7FFFFFFF, value >> 31
+                if coder.reading and step[i] > 1:
+                    with gil:
+                        place = message.first_signal + column.signal
+                        self.steps[place] = max(self.steps.get(place, 1), step[i])
         for row in range(part.rows):
             if not coder.reading:
                 for i in range(count):
                     column = &columns.column_rows[chosen[i]]
                     values[i] = _to_coded(
-                        signals[i], step[i],
-                        columns.arena + column.offset + (0 if column.is_constant else row * <uint64_t>column.width),
+                        signals[i], step[i], _cell(columns.arena + column.offset, column, row)
                     )
             if row == 0:
                 for i in range(count):
@@ -447,12 +559,19 @@ cdef class SignalCodec:
                 if self.learning and row & 15 == 0:
                     for i in range(count):
                         learn_value(models, mix(key, FIRST + i), widths[i], values[i])
-            if coder.reading:
-                if coder.failed:
-                    return
-                for i in range(count):
-                    column = &columns.column_rows[chosen[i]]
-                    value = _from_coded(signals[i], step[i], values[i])
+            for i in range(count):
+                column = &columns.column_rows[chosen[i]]
+                value = 0
+                if has_rest[i]:
+                    if not coder.reading:
+                        value = _raw(signals[i], _cell(columns.arena + column.offset, column, row))
+                        value -= _from_coded(signals[i], step[i], values[i])
+                    value = <uint64_t>code_residual(coder, models, mix(key, REST + i), 0, <int64_t>value)
+                if coder.reading:
+                    if coder.failed:
+                        return
+                    value += _from_coded(signals[i], step[i], values[i])
+                    value = ((value & _mask(signals[i])) ^ signals[i].sign) - signals[i].sign
                     memcpy(columns.arena + column.offset + row * <uint64_t>column.width, &value, column.width)
 
 
@@ -462,6 +581,24 @@ cdef bint _kept(Columns columns, const group_t* group, const uint8_t* keep) noex
         if keep == NULL or keep[first + columns.column_rows[i].signal]:
             return True
     return False
+
+
+cdef void _sink(turn_t* turns, Py_ssize_t count, Py_ssize_t place) noexcept nogil:
+    """A heap: the earliest on top, of equal ones the part that comes first."""
+    cdef turn_t turn = turns[place]
+    cdef Py_ssize_t child = 2 * place + 1
+    while child < count:
+        if child + 1 < count and _is_before(&turns[child + 1], &turns[child]):
+            child += 1
+        if not _is_before(&turns[child], &turn):
+            break
+        turns[place] = turns[child]
+        place, child = child, 2 * child + 1
+    turns[place] = turn
+
+
+cdef inline bint _is_before(const turn_t* a, const turn_t* b) noexcept nogil:
+    return a.time < b.time or (a.time == b.time and a.part < b.part)
 
 
 cdef inline int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
@@ -507,6 +644,30 @@ cdef inline bint _can_step(const signal_t* signal) noexcept nogil:
 
 cdef inline uint64_t _mask(const signal_t* signal) noexcept nogil:
     return 0xFFFFFFFFFFFFFFFFULL >> (64 - signal.length)
+
+
+cdef inline const uint8_t* _cell(const uint8_t* values, const column_t* column, uint32_t row) noexcept nogil:
+    return values + (0 if column.is_constant else row * <uint64_t>column.width)
+
+
+cdef inline uint64_t _raw(const signal_t* signal, const uint8_t* value) noexcept nogil:
+    """Sign-extended."""
+    cdef uint64_t raw = 0
+    memcpy(&raw, value, signal.width)
+    return ((raw & _mask(signal)) ^ signal.sign) - signal.sign
+
+
+cdef bint _has_rest(
+    const signal_t* signal, int64_t step, const uint8_t* values, const column_t* column, uint32_t rows
+) noexcept nogil:
+    """Is there a value that its step would change?"""
+    cdef uint32_t row
+    cdef const uint8_t* value
+    for row in range(1 if column.is_constant else rows):
+        value = _cell(values, column, row)
+        if _from_coded(signal, step, _to_coded(signal, step, value)) != _raw(signal, value):
+            return True
+    return False
 
 
 cdef inline uint64_t _to_coded(const signal_t* signal, int64_t step, const uint8_t* value) noexcept nogil:

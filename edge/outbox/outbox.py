@@ -225,6 +225,12 @@ class Outbox:
         fresh = self._read(lambda: value(self._db, "SELECT 1 FROM ledger WHERE taken = 0"))
         return (self._write if fresh else self._read)(lambda: self._take_ledger(limit))
 
+    def untold(self) -> dict[str, int]:
+        """Of each stream, how many records are in the ledger: they left unsent, and the cloud may not know of it."""
+        query = "SELECT stream, sum(count) FROM ledger GROUP BY stream"
+        found = self._read(lambda: rows(self._db, query))
+        return {stream.decode(errors="replace"): count for stream, count in found}
+
     def stats(self) -> Stats:
         """From kept totals: no scan."""
         return self._read(lambda: Stats(*rows(self._db, "SELECT records, bytes, evicted, held FROM totals")[0]))

@@ -1,11 +1,11 @@
 """The collector module: frames from the buses, as the campaigns of its twin select them, into the outbox.
 
-Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_OUTBOX (directory shared
-with the uplink), BORDNETZ_OUTBOX_BYTES (quota, optional, the same for both modules), BORDNETZ_DOCUMENTS (optional: the
-folder of documents that the twin may refer to), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py),
-RuntimeLogLevel, and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods:
-getStatus, getCampaigns, snapshot, flush, setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for
-`bordnetz doctor`.
+Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_TABLES (folder of model
+tables; that of the manifest, if not set), BORDNETZ_OUTBOX (directory shared with the uplink), BORDNETZ_OUTBOX_BYTES
+(quota, optional, the same for both modules), BORDNETZ_DOCUMENTS (optional: the folder of documents that the twin may
+refer to), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin:
+edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot, flush, setLogLevel
+(docs/campaigns.md). Leaves its status beside the outbox for `bordnetz doctor`.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import msgspec
 
 from edge import doctor, module
 from edge import manifest as manifests
+from edge import table as tables
 from edge.answer import fit
 from edge.campaign import SNAPSHOT, Campaign, Selection, SignalRule, compile_campaign, compile_campaigns
 from edge.cloud.choose import choose_cloud
@@ -54,9 +55,10 @@ class Which(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
-    """Capture now: these signals, from before_s before to after_s behind."""
+    """Capture now, from before_s before to after_s behind: these signals (all, where neither is given) and frames."""
 
-    signals: dict[str, SignalRule] = msgspec.field(default_factory=lambda: {"*": SignalRule()})
+    signals: dict[str, SignalRule] = {}
+    frames: list[str] = []
     before_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     after_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 1
@@ -81,6 +83,8 @@ class Module:
     def __init__(self, folder: Path, outbox: Outbox) -> None:
         path = module.from_environment("BORDNETZ_MANIFEST", "the decoder manifest's file")
         self.manifest = manifests.load(path)
+        self._tables = Path(os.environ.get("BORDNETZ_TABLES") or Path(path).parent)
+        self._table = tables.Table()
         source = open_source(module.from_environment("BORDNETZ_SOURCE", "a source of frames"), self.manifest.buses)
         self.first_stored_s: float | None = None
         self._folder = folder
@@ -160,15 +164,29 @@ class Module:
     def _check(self, field: str, entry: str | None, value: Any) -> None:
         if field == "campaigns" and entry is not None and isinstance(value, Campaign):
             compile_campaign(entry, value, self._names)
+        if field == "table" and value:
+            tables.find(self._tables, value)
 
     def _change(self, settings: CollectorSettings) -> None:
         selections, refused = compile_campaigns(settings.campaigns, self.manifest)
         for reason in refused.values():  # kept from before, and not valid with this manifest
             log.warning("%s", reason)
-        self._ask(lambda: self._select(settings, selections))
+        if settings.table != self._table.sha256:
+            self._table = self._load_table(settings.table)
+        table = self._table
+        self._ask(lambda: self._select(settings, selections, table))
 
-    def _select(self, settings: CollectorSettings, selections: list[Selection]) -> None:
+    def _load_table(self, sha256: str) -> tables.Table:
+        """It makes blocks smaller: without it they are made as well."""
+        try:
+            return tables.load(tables.find(self._tables, sha256)) if sha256 else tables.Table()
+        except InputError as error:
+            log.warning("%s; blocks are made without a table", error)
+            return tables.Table()
+
+    def _select(self, settings: CollectorSettings, selections: list[Selection], table: tables.Table) -> None:
         self.collector.select(selections, settings.durable_s, settings.block_frames, settings.ring_s)
+        self.collector.line.table = table
         if settings.ring_bytes != self.collector.line.ring.limit_bytes:
             log.info("ring_bytes %d counts from the next start on", settings.ring_bytes)
         log.info("collecting %s", ", ".join(selection.stream for selection in selections) or "nothing: no campaign")
@@ -187,6 +205,7 @@ class Module:
         return {
             "source": {"name": source.name, "state": state, "frames": self._frames, "problem": source.problem},
             "manifest": self.manifest.hash,
+            "table": self._table.sha256,
             "totals": msgspec.to_builtins(self.collector.totals),
             "first_stored_s": self.first_stored_s,
             "campaigns": {
@@ -197,7 +216,9 @@ class Module:
 
     def _describe(self) -> dict[str, Any]:
         refused = self.twin.state["refused"]
-        return doctor.describe(self.collector.line, self.collector.source, self._names, refused)
+        described = doctor.describe(self.collector.line, self.collector.source, self._names, refused)
+        doctor.add_fates(described, self._folder)
+        return described
 
     async def _leave_status(self) -> None:
         while True:
@@ -243,7 +264,8 @@ class Module:
         if method == "flush":
             work = self.collector.store
         else:
-            campaign = Campaign(asked.signals, asked.priority, before_s=asked.before_s, after_s=asked.after_s)
+            signals = asked.signals or ({} if asked.frames else {"*": SignalRule()})
+            campaign = Campaign(signals, asked.priority, asked.frames, before_s=asked.before_s, after_s=asked.after_s)
             selection = compile_campaign(SNAPSHOT, campaign, self._names, is_snapshot=True)
             work = lambda: self.collector.snapshot(selection)  # noqa: E731
         try:

@@ -9,6 +9,7 @@ sets. Twin: edge.uplink.UplinkSettings. Direct method: getStatus.
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 
 from edge import module
 from edge.cloud.choose import choose_cloud
-from edge.outbox import Outbox
+from edge.outbox import Outbox, Stats
 from edge.twin import Twin
 from edge.uplink import Uplink, UplinkSettings
 
@@ -29,6 +30,7 @@ class Module:
     def __init__(self, folder: Path, outbox: Outbox, executor: ThreadPoolExecutor) -> None:
         self.hub = choose_cloud("uplink")
         self._outbox = outbox
+        self._folder = folder
         self._executor = executor
         self._twin = Twin(UplinkSettings, folder / "settings-uplink.json", on_change=self._apply)
         self._first_sent_s: float | None = None
@@ -63,9 +65,15 @@ class Module:
         self.hub.retry_min_s, self.hub.retry_max_s = settings.retry_min_s, settings.retry_max_s
 
     async def _status(self) -> dict[str, Any]:
-        stats = await asyncio.get_running_loop().run_in_executor(self._executor, self._outbox.stats)
+        stats = await asyncio.get_running_loop().run_in_executor(self._executor, self._look)
         sent = msgspec.to_builtins(self._uplink.sent)
         return {"outbox": msgspec.to_builtins(stats), "sent": sent, "first_sent_s": self._first_sent_s}
+
+    def _look(self) -> Stats:
+        """In the outbox's thread; leaves beside it what became of each campaign's records, for the collector."""
+        with suppress(OSError):
+            self._uplink.fates.save(self._folder, self._outbox.untold())
+        return self._outbox.stats()
 
     def _note_first(self) -> None:
         self._first_sent_s = round(module.seconds_since_start(), 3)

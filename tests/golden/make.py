@@ -6,6 +6,7 @@
     frames-2.block          those frames by the codec, without a table   (frame-1.json)
     signals-2.block         what block-1 holds, by the codec             (block-1.json)
     summaries-2.block       what some of its signals came to       summaries-2.json  the form, and the groups
+    rides-2.block           changes of it, so that groups share rows     rides-2.json      its groups
     message-1.message       an envelope with that block and an eviction  message-1.json    its fields
 
 A file that was once released never changes: what was stored then must be readable for ever. A new version of a
@@ -20,6 +21,7 @@ from typing import Any
 
 from cy_core.columns import Columns
 from cy_core.frames import Frames
+from cy_core.reduce import Reducer
 from edge import block
 from edge.campaign import DROPPED
 from edge.decoder import Decoder
@@ -109,6 +111,15 @@ def summary_values(block: bytes) -> list[Any]:
     return [json.loads(found.description), *block_values(columns)]
 
 
+def changes() -> Columns:
+    """Of each signal the samples that are not what the one before was, in a group of its own."""
+    decoder = Decoder(manifest())
+    made = Columns(decoder.plan)
+    rules = [("change", 0.0, 0, 0, 0, (), False)] * decoder.plan.signal_count
+    Reducer(decoder.plan, rules).reduce(decoder.decode_batch(frames()), made, 0)
+    return made
+
+
 def message(data: bytes) -> bytes:
     """data: a block."""
     clock = Clock(bytes(range(16)), 1_700_000_000_000_000, Quality.SYNCHRONISED)
@@ -194,6 +205,8 @@ def main() -> None:
         "signals-2.block": block.encode(columns()),
         "summaries-2.block": summaries(),
         "summaries-2.json": _json(summary_values(summaries())),
+        "rides-2.block": block.encode(changes()),
+        "rides-2.json": _json(block_values(changes())),
         "block-1.json": _json(block_values(columns())),
         "message-1.message": message(data),
         "message-1.json": _json(message_values(unpack(message(data)))),

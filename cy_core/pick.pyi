@@ -1,0 +1,9 @@
+from collections.abc import Iterable, Mapping, Sequence
+
+from cy_core.frames import Frames
+
+class FramePicker:
+    sessions: dict[tuple[int, int], bool]
+    def __init__(self, rules: Sequence[tuple[int, int, int, int]], transports: Iterable[int] = ()) -> None: ...
+    def restore(self, sessions: Mapping[tuple[int, int], bool]) -> None: ...
+    def pick(self, frames: Frames, into: Frames) -> int: ...
