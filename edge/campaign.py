@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -282,6 +281,8 @@ def _max_error(place: str, value: float | str, name: str, signal: Signal) -> flo
         raise InputError(place, f"{value} is no error bound", "0 (exact) or more")
     if value == 0 or signal.factor == 0:
         return 0.0
+    from fractions import Fraction  # here: it takes memory
+
     exact = Fraction(value) / abs(Fraction(str(signal.factor)))
     bound = float(exact)
     return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)
