@@ -13,7 +13,6 @@ import re
 from array import array
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -315,6 +314,8 @@ def _max_error(place: str, value: float | str, name: str, signal: Signal) -> flo
         raise InputError(place, f"{value} is no error bound", "0 (exact) or more")
     if value == 0 or signal.factor == 0:
         return 0.0
+    from fractions import Fraction  # here: it takes memory
+
     exact = Fraction(value) / abs(Fraction(str(signal.factor)))
     bound = float(exact)
     return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)

@@ -15,9 +15,11 @@ import msgspec
 import pytest
 
 from edge import document
+from edge import fetch as fetching
 from edge.collector import CollectorSettings
-from edge.document import MOST_BYTES, Documents, Reference, fetch
+from edge.document import MOST_BYTES, Documents, Reference
 from edge.errors import InputError
+from edge.fetch import fetch
 from edge.twin import Twin
 from simulator import certificates
 
@@ -145,7 +147,7 @@ def test_another_content_of_the_same_size_is_refused(server: Server) -> None:
 
 
 def test_a_slow_server_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.3)
     content, stop = content_of("a"), threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -157,7 +159,7 @@ def test_a_slow_server_is_given_up(server: Server, monkeypatch: pytest.MonkeyPat
     server.answers["/c"] = drip
     with pytest.raises(InputError, match=r"did not come within|bytes, not"):
         get({**reference_to(content, url=server.url("/c")), "bytes": MOST_BYTES})
-    monkeypatch.setattr(document, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(fetching, "QUIET_SECONDS", 0.2)
     server.answers["/d"] = lambda handler: stop.wait(WAIT_S) and None
     with pytest.raises(InputError, match=r"cannot be fetched.*timed out"):
         get(reference_to(content, url=server.url("/d")))
