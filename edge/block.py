@@ -12,8 +12,7 @@ docs/formats/block.md gives every byte. Blocks of every version ever released st
 import struct
 import threading
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 from cy_core.columns import Columns
 from cy_core.crc32c import crc32c
@@ -131,13 +130,6 @@ def encode_columns(columns: Columns, selection: bytes | bytearray | None = None)
     return _seal(COLUMNS, struct.pack("<I", len(content)) + compressor.compress(content))
 
 
-class Bounds(NamedTuple):
-    """How exact a block is: its times within time_us; signals, by place in the manifest, within raw units."""
-
-    time_us: int = 0
-    raw: Mapping[int, int] = {}
-
-
 def decode(block: bytes, plan: Plan, into: Columns | None = None, tables: Tables | None = None) -> Columns:
     """The columns in a block.
 
@@ -148,18 +140,20 @@ def decode(block: bytes, plan: Plan, into: Columns | None = None, tables: Tables
 
 def decode_bounded(
     block: bytes, plan: Plan, into: Columns | None = None, tables: Tables | None = None
-) -> tuple[Columns, Bounds]:
-    """The columns in a block, and how exact they are. Raises as decode does."""
+) -> tuple[Columns, int, dict[int, int]]:
+    """The columns in a block, and how exact they are: times within so many microseconds, signals (by place in the
+    manifest; exact where not named) within so many raw units. Raises as decode does.
+    """
     form = _open(block)
     if form == COLUMNS:
-        return _decode_columns(block, plan, into), Bounds()
+        return _decode_columns(block, plan, into), 0, {}
     if form != SIGNALS:
         raise BlockCorrupt("the block holds frames, not signals")
     table, content = _content(block, tables)
     codec = table.signals(plan)
     try:
         columns = codec.decode(content, into)
-        return columns, Bounds(codec.time_error_us, {place: step // 2 for place, step in codec.steps.items()})
+        return columns, codec.time_error_us, {place: step // 2 for place, step in codec.steps.items()}
     except ValueError as error:
         raise BlockCorrupt(f"the block does not decode: {error}") from error
 

@@ -11,7 +11,7 @@ import fnmatch
 import math
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +20,9 @@ import msgspec
 from edge.condition import Names, Program, compile_condition, raw_range
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal, no_values
-from edge.raw import RawRules, compile_frames
 
 if TYPE_CHECKING:
+    from edge.raw import RawRules
     from edge.summary import Summary
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -99,7 +99,7 @@ class Selection(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] | None = None
     program: Program | None = None
     is_snapshot: bool = False
-    raw: RawRules | None = None
+    raw: "RawRules | None" = None
     steps: "array[int] | None" = None
     summaries: "tuple[Summary, ...]" = ()
 
@@ -140,7 +140,11 @@ def compile_campaign(
     if campaign.when is not None:
         program = compile_condition(campaign.when, names, f"{place}: when")
     keep = bytes(number in chosen for number in range(len(rules)))
-    raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private) if campaign.frames else None
+    raw = None
+    if campaign.frames:
+        from edge.raw import compile_frames  # here: few vehicles need it
+
+        raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private)
     reductions = tuple(rules) if reduces or summaries else None
     steps = _steps(rules, names)
     more = raw, steps, tuple(summaries)
@@ -148,13 +152,17 @@ def compile_campaign(
 
 
 def compile_campaigns(
-    campaigns: Mapping[str, Campaign], manifest: DecoderManifest
+    campaigns: Mapping[str, Campaign], manifest: DecoderManifest | Names, known: Iterable[Selection] = ()
 ) -> tuple[list[Selection], dict[str, str]]:
-    """The campaigns that can run, and the reason for each that cannot."""
-    names = Names(manifest)
+    """The campaigns that can run, and the reason for each that cannot. known: made before, for the same manifest."""
+    names = manifest if isinstance(manifest, Names) else Names(manifest)
+    before = {selection.stream: selection for selection in known}
     selections: list[Selection] = []
     refused: dict[str, str] = {}
     for name, campaign in campaigns.items():
+        if name in before and before[name].campaign == campaign:
+            selections.append(before[name])
+            continue
         try:
             selections.append(compile_campaign(name, campaign, names))
         except InputError as error:
@@ -195,9 +203,10 @@ def _steps(rules: Sequence[Rule], names: Names) -> "array[int] | None":
     """Raw values of signals with a bound come at multiples of 2n + 1, n the bound: cy_core.reduce, EVERY."""
     steps = array("I", [1]) * len(rules)
     for number, (kind, bound, *_) in enumerate(rules):
-        signal = names.signals[number][2]
-        if kind == "every" and 1 <= bound < MOST_STEP // 2 and not signal.is_float and signal.length <= 60:
-            steps[number] = 2 * int(bound) + 1
+        if kind == "every" and 1 <= bound < MOST_STEP // 2:
+            signal = names.signals[number][2]
+            if not signal.is_float and signal.length <= 60:
+                steps[number] = 2 * int(bound) + 1
     return steps if any(step != 1 for step in steps) else None
 
 

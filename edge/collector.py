@@ -29,7 +29,7 @@ from edge.source import Source
 
 log = logging.getLogger(__name__)
 
-READ_WAIT_S = 0.1  # the longest the loop is deaf to settings and to stopping
+READ_WAIT_S = 0.05  # the longest the loop is deaf to settings and to stopping
 RETRY_S = 1.0
 CURSOR_S = 10.0  # how often it is stored while there is nothing else to store
 

@@ -7,53 +7,39 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import msgspec
+if TYPE_CHECKING:
+    from edge.outbox import LedgerEntry, Record
 
 STATUS_FILE = "status-uplink.json"
 SAVE_S = 5.0
 MOST_STREAMS = 1000  # that are counted: a twin has room for fewer campaigns
 
 
-class RecordLike(Protocol):
-    @property
-    def stream(self) -> str: ...
-
-
-class EntryLike(RecordLike, Protocol):
-    @property
-    def count(self) -> int: ...
-
-
-class Fate(msgspec.Struct):
-    """Records that the cloud has acknowledged, and those that left the outbox unsent."""
-
-    sent: int = 0
-    evicted: int = 0
-
-
 class Fates:
+    """By stream: records that the cloud has acknowledged, and those that left the outbox unsent."""
+
     def __init__(self) -> None:
-        self._streams: dict[str, Fate] = {}
+        self._streams: dict[str, dict[str, int]] = {}
         self._saved: dict[str, dict[str, int]] = {}
         self._saved_at = -SAVE_S
 
-    def note(self, records: Iterable[RecordLike], entries: Iterable[EntryLike] = ()) -> None:
+    def note(self, records: "Iterable[Record]", entries: "Iterable[LedgerEntry]" = ()) -> None:
         """The cloud has these records, and has been told of these entries of the ledger, which are gone."""
         for record in records:
-            self._of(record.stream).sent += 1
+            self._of(record.stream)["sent"] += 1
         for entry in entries:
-            self._of(entry.stream).evicted += entry.count
+            self._of(entry.stream)["evicted"] += entry.count
 
-    def _of(self, stream: str) -> Fate:
+    def _of(self, stream: str) -> dict[str, int]:
         if stream not in self._streams and len(self._streams) >= MOST_STREAMS:
             del self._streams[next(iter(self._streams))]
-        return self._streams.setdefault(stream, Fate())
+        return self._streams.setdefault(stream, {"sent": 0, "evicted": 0})
 
     def counts(self, untold: Mapping[str, int]) -> dict[str, dict[str, int]]:
         """By stream; untold: evicted records that are in the ledger still."""
-        found: dict[str, dict[str, int]] = {name: msgspec.structs.asdict(fate) for name, fate in self._streams.items()}
+        found = {name: dict(fate) for name, fate in self._streams.items()}
         for name, count in untold.items():
             found.setdefault(name, {"sent": 0, "evicted": 0})["evicted"] += count
         return found

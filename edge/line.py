@@ -16,7 +16,7 @@ same frames share the work: each gets a record of its own with the block that wa
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -76,7 +76,7 @@ class Batch(msgspec.Struct, frozen=True):
     last: bool = False
 
 
-class Kept(NamedTuple):
+class Kept(msgspec.Struct, gc=False):
     """What was made of frames start..end-1: blocks with their samples and raw frames; samples before reduction,
     counters, the reducer."""
 

@@ -260,17 +260,17 @@ def decode_rows(
     line = lines.get(manifest)
     if line is None:
         raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
-    maker, found = line.maker, blocks.Bounds()
+    maker, time_us, raw = line.maker, 0, dict[int, int]()
     if is_summary(data):
         summaries, columns = line.summaries.read(data)
         maker = TableMaker(summaries.manifest)
     elif blocks.holds_frames(data):
         columns = _columns_of_frames(line, data, lines.models)
     else:
-        columns, found = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
+        columns, time_us, raw = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
     rows = maker.rows(columns, utc_offset_us)
     _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
-    return rows, {fact: (found.raw.get(number, 0), found.time_us) for number, fact in maker.facts(columns)}
+    return rows, {fact: (raw.get(number, 0), time_us) for number, fact in maker.facts(columns)}
 
 
 def _columns_of_frames(line: Line, data: bytes, models: Models) -> Columns:

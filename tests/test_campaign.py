@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cy_core.frames import Frames
 from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
+from edge.condition import Names
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
@@ -189,6 +190,25 @@ def test_a_thousand_campaigns_are_served() -> None:
     assert len(records) == 750
 
 
+def test_a_hundred_thousand_signals_are_served() -> None:
+    messages = tuple(
+        Message("can0", 0x10000 + n, f"M{n}", 8, True, tuple(Signal(f"S{i}", i, 1) for i in range(50)))
+        for n in range(2000)
+    )
+    of = DecoderManifest(("can0",), messages)
+    names = Names(of)
+    campaigns = {"all": Campaign({"*": SignalRule()}), "some": Campaign({"M1?.S?": SignalRule(filter="change")})}
+    campaigns |= {f"c{n}": Campaign({f"M{n}.S0": SignalRule()}) for n in range(3)}
+    selections = [compile_campaign(name, campaign, names) for name, campaign in campaigns.items()]
+    assert [sum(selection.keep) for selection in selections] == [100_000, 100, 1, 1, 1]
+    line = Line(Decoder(of))
+    line.select(selections, 0)
+    frames = batch([(n, 0, 0x80010000 + n, 0, b"\xff" * 8) for n in range(2000)])
+    records = {r.stream: r for r in line.take(Batch(frames, Coverage("s", 0, 2000), Clock()))}
+    assert set(records) == set(campaigns)
+    assert block.decode(Block.decode(records["all"].body).data, line.decoder.plan).samples() == 100_000
+
+
 J1939 = DecoderManifest(
     ("can0",),
     (
@@ -232,10 +252,10 @@ def test_no_sample_is_wrong_by_more_than_its_bound_and_none_that_says_there_is_n
     line.select([selection], 0)
     made = Batch(batch(frames), Coverage("s", 0, len(frames)), Clock(), last=True)
     [record] = line.take(made)
-    columns, found = block.decode_bounded(Block.decode(record.body).data, decoder.plan)
+    columns, time_us, raw = block.decode_bounded(Block.decode(record.body).data, decoder.plan)
     [got], [true] = list(columns.groups()), list(decoder.decode_batch(batch(frames)).groups())
     allowed_us = 20_000 if "time_tolerance_s" in times else times.get("tick_us", 1) // 2
-    assert max(abs(a - b) for a, b in zip(got.times, true.times, strict=True)) <= allowed_us == found.time_us
+    assert max(abs(a - b) for a, b in zip(got.times, true.times, strict=True)) <= allowed_us == time_us
     for (place, _, values), (_, _, originals), bound in zip(got.columns, true.columns, bounds, strict=True):
         signal = J1939.messages[0].signals[place]
         rule_bound = selection.rules[place][1] if selection.rules else 0
@@ -245,7 +265,7 @@ def test_no_sample_is_wrong_by_more_than_its_bound_and_none_that_says_there_is_n
             assert a == b or not any(low <= raw <= high for raw in (a, b) for low, high in exact)
             if not isinstance(bound, str):
                 assert abs(a - b) * abs(Fraction(str(signal.factor))) <= Fraction(bound)
-            assert abs(a - b) <= found.raw.get(place, 0)
+            assert abs(a - b) <= raw.get(place, 0)
 
 
 def numbers(values: memoryview, group: Any, signal: Signal) -> list[int]:

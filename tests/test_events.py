@@ -3,6 +3,7 @@
 import collections
 import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from edge.collector import Collector
 from edge.decoder import Decoder
 from edge.line import Batch, Line
 from edge.message import Block, Clock, Coverage
-from edge.outbox import Outbox
+from edge.outbox import MIN_QUOTA_BYTES, Outbox
 from tests.strategies import batch
 from tests.test_collector import MANIFEST, HandSource
 
@@ -184,6 +185,44 @@ def test_a_snapshot_captures_now_with_before_and_after_and_then_ends(tmp_path: P
     times = [at // 1_000_000 for group in groups for at in group.times]
     assert (record.stream, record.priority) == ("snapshot", 1)
     assert times == list(range(16, 20))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_change_of_campaigns_loses_no_frame_wherever_it_comes(data: Any) -> None:
+    """Those that go on have every frame once; one that begins has all from then on, one that ends all up to then."""
+    count = data.draw(st.integers(1, 60))
+    changes = sorted(data.draw(st.lists(st.integers(0, count), max_size=4)))
+    kinds = [campaign(when=None), campaign(when=None, priority=3), campaign(when=None, tick_us=10)]
+    with TemporaryDirectory() as folder, Outbox(Path(folder), MIN_QUOTA_BYTES) as outbox:
+        source = HandSource()
+        collector = Collector(source, DECODER, outbox)
+        stays = compile_campaign("stays", Campaign(EVERYTHING), MANIFEST)
+        collector.select([stays], 60, 7)
+        began: dict[str, int] = {}
+        wanted = {"stays": list(range(count))}
+        for at in range(count + 1):
+            for _ in range(changes.count(at)):
+                for name, start in began.items():
+                    wanted[name] = list(range(start, at))
+                one = msgspec.structs.replace(kinds[len(wanted) % 3], stream=f"c{len(wanted)}")
+                collector.select([stays, one], 60, 7)
+                began = {one.stream: at}
+                wanted[one.stream] = []
+            if at < count:
+                source.put((1000 * at, 0, 1, bytes(8)))
+                collector.step()
+        for name, start in began.items():
+            wanted[name] = list(range(start, count))
+        collector.store(last=True)
+        found = collections.defaultdict(list)
+        for record in outbox.peek(1 << 30, 1000):
+            body = Block.decode(record.body)
+            found[record.stream] += [t // 1000 for g in block.decode(body.data, DECODER.plan).groups() for t in g.times]
+            assert body.coverage.missing == 0
+    assert {name: sorted(numbers) for name, numbers in found.items() if numbers} == {
+        name: numbers for name, numbers in wanted.items() if numbers
+    }
 
 
 def test_state_of_periods_is_given_out_when_a_campaign_ends() -> None:

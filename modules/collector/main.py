@@ -89,6 +89,7 @@ class Module:
         self.first_stored_s: float | None = None
         self._folder = folder
         self._names = Names(self.manifest)
+        self._selections: list[Selection] = []
         documents = os.environ.get("BORDNETZ_DOCUMENTS")
         self.documents = Documents(folder / "document-collector.json", Path(documents) if documents else None)
         self.twin = Twin(
@@ -168,7 +169,8 @@ class Module:
             tables.find(self._tables, value)
 
     def _change(self, settings: CollectorSettings) -> None:
-        selections, refused = compile_campaigns(settings.campaigns, self.manifest)
+        selections, refused = compile_campaigns(settings.campaigns, self._names, self._selections)
+        self._selections = selections
         for reason in refused.values():  # kept from before, and not valid with this manifest
             log.warning("%s", reason)
         if settings.table != self._table.sha256:
