@@ -39,6 +39,19 @@ cdef class Columns:
                     count += self.group_rows[i].count
         return count
 
+    def mark(self, uint8_t[::1] seen not None):
+        """Set the bytes of the signals that are here; seen has one for each signal of the manifest.
+
+        Raises ValueError: it has not.
+        """
+        cdef Py_ssize_t i, j, first
+        if seen.shape[0] != self.plan.signal_count:
+            raise ValueError(f"room for {seen.shape[0]} of {self.plan.signal_count} signals")
+        for i in range(self.group_count):
+            first = self.plan.messages[self.group_rows[i].message].first_signal
+            for j in range(self.group_rows[i].column_count):
+                seen[first + self.column_rows[self.group_rows[i].first_column + j].signal] = 1
+
     def groups(self):
         """Yield a Group for each set of rows of one message that hold the same signals."""
         cdef Py_ssize_t i, j

@@ -15,11 +15,12 @@ the batch, so each block keeps its promise alone. Slow twin: tests/reference/red
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport INFINITY, fabs, isfinite, rint
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, qsort, realloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from cy_core.columns cimport Columns, column_t, group_t
+from cy_core.gather cimport floor_div, gather, link_groups, pick_t, raw_of
 from cy_core.plan cimport Plan, signal_t
 from cy_core.value cimport number_of
 
@@ -45,12 +46,6 @@ cdef struct rule_t:
     uint64_t whole_bound        # the same for integers, rounded down
     int64_t span_us, hold_us    # 0: none
     uint32_t first_label, label_count
-
-
-cdef struct pick_t:             # a sample
-    int64_t time_us
-    uint64_t raw
-    uint32_t order              # of arrival, among samples of one time
 
 
 cdef struct state_t:
@@ -80,9 +75,9 @@ cdef class Reducer:
         if len(rules) != plan.signal_count:
             raise ValueError(f"{len(rules)} rules for {plan.signal_count} signals")
         self.plan = plan
+        self.heads = <int32_t*>_zeroed(plan.message_count, sizeof(int32_t))
         self.rules = <rule_t*>_zeroed(plan.signal_count, sizeof(rule_t))
         self.states = <state_t*>_zeroed(plan.signal_count, sizeof(state_t))
-        self.heads = <int32_t*>_zeroed(plan.message_count, sizeof(int32_t))
         self.labels = <uint64_t*>_zeroed(2 * sum(len(rule[5]) for rule in rules), sizeof(uint64_t))
         for place, (kind, bound, span_us, hold_us, keep, labels, negative) in enumerate(rules):
             if KINDS[kind] == WINDOW and span_us < 1:
@@ -134,7 +129,7 @@ cdef class Reducer:
         into.forget()
         into.frames = columns.frames
         with nogil:
-            self._link_groups(columns)
+            link_groups(columns, self.heads, &self.nexts, &self.group_capacity)
             for i in range(self.plan.message_count):    # message by message: groups side by side can share rows
                 group = self.heads[i]
                 while group >= 0:
@@ -145,24 +140,6 @@ cdef class Reducer:
             self._close_windows(into, now_us, last)
         kept = into.samples()
         return kept
-
-    cdef int _link_groups(self, Columns columns) except -1 nogil:
-        """A message whose rows hold different signals has several groups, which lie in time among each other."""
-        cdef Py_ssize_t i
-        cdef uint32_t message
-        cdef void* grown
-        if columns.group_count > self.group_capacity:
-            grown = realloc(self.nexts, columns.group_count * sizeof(int32_t))
-            if grown == NULL:
-                with gil:
-                    raise MemoryError(f"no memory for {columns.group_count} groups")
-            self.nexts, self.group_capacity = <int32_t*>grown, columns.group_count
-        memset(self.heads, 0xFF, self.plan.message_count * sizeof(int32_t))
-        for i in range(columns.group_count - 1, -1, -1):
-            message = columns.group_rows[i].message
-            self.nexts[i] = self.heads[message]
-            self.heads[message] = i
-        return 0
 
     cdef int _whole(self, Columns columns, const group_t* group, Columns into) except -1 nogil:
         cdef uint32_t first = self.plan.messages[group.message].first_signal, j, whole = 0
@@ -178,7 +155,7 @@ cdef class Reducer:
             place = self.plan.messages[message].first_signal + i
             if self.rules[place].kind < CHANGE:
                 continue
-            count = self._gather(columns, message, i)
+            count = gather(columns, message, i, self.heads[message], self.nexts, &self.samples, &self.capacity)
             self.pick_count = 0
             if count == 0:
                 continue
@@ -190,33 +167,6 @@ cdef class Reducer:
                 self._window(place, count)
             self._put_picks(place, message, i, into)
         return 0
-
-    cdef Py_ssize_t _gather(self, Columns columns, uint32_t message, uint32_t signal) except -1 nogil:
-        """All samples of a signal in this batch, in the order of time; how many there are."""
-        cdef const signal_t* row = &self.plan.signals[self.plan.messages[message].first_signal + signal]
-        cdef const group_t* group
-        cdef const column_t* column
-        cdef const int64_t* times
-        cdef Py_ssize_t count = 0, i
-        cdef int32_t number = self.heads[message]
-        cdef bint is_ordered = True
-        while number >= 0:
-            group = &columns.group_rows[number]
-            number = self.nexts[number]
-            column = _column(columns, group, signal)
-            if column == NULL:
-                continue
-            self._make_room(count + group.count)
-            times = <const int64_t*>(columns.arena + group.times)
-            for i in range(group.count):
-                self.samples[count].time_us = times[i]
-                self.samples[count].raw = _raw(columns, column, row, i)
-                self.samples[count].order = <uint32_t>count
-                is_ordered &= count == 0 or self.samples[count - 1].time_us <= times[i]
-                count += 1
-        if not is_ordered:
-            qsort(self.samples, count, sizeof(pick_t), &_by_time)
-        return count
 
     # -- every
 
@@ -252,7 +202,7 @@ cdef class Reducer:
                 memcpy(into.arena + offset, columns.arena + column.offset, size * column.width)
                 continue
             for i in range(size):
-                value = self._coarse(rule, signal, _raw(columns, column, signal, i))
+                value = self._coarse(rule, signal, raw_of(columns, column, signal, i))
                 _put(into.arena + offset + i * column.width, value, column.width)
         return 0
 
@@ -284,7 +234,7 @@ cdef class Reducer:
         if signal.sign:
             whole = <int64_t>raw
             top = signal.sign - 1
-            whole = _floor_div(whole + <int64_t>(quantum // 2), <int64_t>quantum) * <int64_t>quantum
+            whole = floor_div(whole + <int64_t>(quantum // 2), <int64_t>quantum) * <int64_t>quantum
             whole = max(-<int64_t>signal.sign, min(<int64_t>top, whole))
             coarse = <uint64_t>whole
         else:
@@ -380,7 +330,7 @@ cdef class Reducer:
         cdef double value
         for i in range(count):
             pick = self.samples[i]
-            cell = _floor_div(pick.time_us, rule.span_us)
+            cell = floor_div(pick.time_us, rule.span_us)
             if state.started and cell > state.cell:
                 self._give_out(rule, state)
             if not state.started:
@@ -408,7 +358,7 @@ cdef class Reducer:
             for i in range(self.plan.messages[message].signal_count):
                 place = self.plan.messages[message].first_signal + i
                 rule, state = &self.rules[place], &self.states[place]
-                if rule.kind == WINDOW and state.started and (last or _floor_div(now_us, rule.span_us) > state.cell):
+                if rule.kind == WINDOW and state.started and (last or floor_div(now_us, rule.span_us) > state.cell):
                     self.pick_count = 0
                     self._give_out(rule, state)
                     self._put_picks(place, message, i, into)
@@ -468,36 +418,6 @@ cdef class Reducer:
             _put(into.arena + values + i * width, self.picks[i].raw, width)
         return 0
 
-    cdef int _make_room(self, Py_ssize_t count) except -1 nogil:
-        cdef void* grown
-        if count > self.capacity:
-            grown = realloc(self.samples, 2 * count * sizeof(pick_t))
-            if grown == NULL:
-                with gil:
-                    raise MemoryError(f"no memory for {2 * count} samples")
-            self.samples, self.capacity = <pick_t*>grown, 2 * count
-        return 0
-
-
-cdef int _by_time(const void* a, const void* b) noexcept nogil:
-    cdef const pick_t* x = <const pick_t*>a
-    cdef const pick_t* y = <const pick_t*>b
-    if x.time_us != y.time_us:
-        return -1 if x.time_us < y.time_us else 1
-    return -1 if x.order < y.order else 1 if x.order > y.order else 0
-
-
-cdef const column_t* _column(Columns columns, const group_t* group, uint32_t signal) noexcept nogil:
-    """The column of a signal, or NULL; columns are in the order of signals."""
-    cdef uint32_t j
-    if signal < group.column_count and columns.column_rows[group.first_column + signal].signal == signal:
-        return &columns.column_rows[group.first_column + signal]
-    for j in range(group.first_column, group.first_column + group.column_count):
-        if columns.column_rows[j].signal == signal:
-            return &columns.column_rows[j]
-    return NULL
-
-
 cdef Py_ssize_t _add_single(
     Columns into, uint32_t message, uint32_t signal, int width, Py_ssize_t count
 ) except -1 nogil:
@@ -510,24 +430,6 @@ cdef Py_ssize_t _add_single(
     group.message, group.count, group.times = message, count, times
     group.first_column, group.column_count = into.column_count - 1, 1
     return values
-
-
-cdef inline uint64_t _raw(Columns columns, const column_t* column, const signal_t* signal, Py_ssize_t row) noexcept nogil:
-    """The raw value of a row, sign-extended for signed integers. By width: a copy of unknown size is a call."""
-    cdef const uint8_t* at = columns.arena + column.offset + (0 if column.is_constant else row * column.width)
-    cdef uint16_t two
-    cdef uint32_t four
-    cdef uint64_t eight
-    if column.width == 1:
-        return <uint64_t><int64_t><int8_t>at[0] if signal.sign else at[0]
-    if column.width == 2:
-        memcpy(&two, at, 2)
-        return <uint64_t><int64_t><int16_t>two if signal.sign else two
-    if column.width == 4:
-        memcpy(&four, at, 4)
-        return <uint64_t><int64_t><int32_t>four if signal.sign else four
-    memcpy(&eight, at, 8)
-    return eight
 
 
 cdef inline void _put(uint8_t* to, uint64_t raw, int width) noexcept nogil:
@@ -543,11 +445,6 @@ cdef inline void _put(uint8_t* to, uint64_t raw, int width) noexcept nogil:
 
 cdef inline double _sided(const rule_t* rule, const signal_t* signal, uint64_t raw) noexcept nogil:
     return -number_of(raw, signal.format) if rule.negative else number_of(raw, signal.format)
-
-
-cdef inline int64_t _floor_div(int64_t a, int64_t b) noexcept nogil:
-    cdef int64_t quotient = a // b
-    return quotient - 1 if a % b < 0 else quotient
 
 
 cdef void* _zeroed(Py_ssize_t count, size_t size) except NULL:

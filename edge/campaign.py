@@ -12,7 +12,6 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -24,6 +23,7 @@ from edge.names import Names, raw_range
 if TYPE_CHECKING:
     from edge.condition import Program
     from edge.raw import RawRules
+    from edge.summary import Summary
     from edge.vss_signal import VssSignal
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -42,15 +42,17 @@ class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     filter: every sample (default); change: those that differ from the last by more than max_error; curvelog: the
     ends of lines that pass every sample within max_error; timebased: the last of each period_s; window: of each
-    period_s those in keep. max_error: physical, or "0.1%" of the signal's range. max_hold_s: a sample at the latest
-    so long after the last (change, curvelog).
+    period_s those in keep, and its mean, count, sum; histogram: how long the value was in each of classes (ascending
+    edges, or labels), in each period_s or in the event. max_error: physical, or "0.1%" of the signal's range.
+    max_hold_s: a sample at the latest so long after the last (change, curvelog); a value counts so long (histogram).
     """
 
-    filter: Literal["every", "change", "curvelog", "timebased", "window"] = "every"
+    filter: Literal["every", "change", "curvelog", "timebased", "window", "histogram"] = "every"
     max_error: float | str = 0.0
     period_s: Period | None = None
     max_hold_s: Period | None = None
-    keep: list[Literal["first", "last", "min", "max"]] = []
+    keep: list[Literal["first", "last", "min", "max", "mean", "count", "sum"]] = []
+    classes: list[float | str] = []
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +92,8 @@ class Selection(msgspec.Struct, frozen=True):
     """A campaign, compiled. keep has one byte for each signal of the manifest, in its order.
 
     rules: a reduction for each signal, None where every sample is kept as it is. raw: which frames go as they are.
-    steps: of each signal the step that its reduction leaves raw values at, 1 where it has none.
+    steps: of each signal the step that its reduction leaves raw values at, 1 where it has none. summaries: what goes
+    beside samples.
     """
 
     stream: str
@@ -102,6 +105,7 @@ class Selection(msgspec.Struct, frozen=True):
     is_snapshot: bool = False
     raw: "RawRules | None" = None
     steps: "array[int] | None" = None
+    summaries: "tuple[Summary, ...]" = ()
 
     @property
     def is_event(self) -> bool:
@@ -133,22 +137,24 @@ def compile_campaign(
     if len(campaign.signals) > MOST_SIGNAL_RULES:
         raise InputError(f"{place}: signals", f"has {len(campaign.signals)} entries", "use globs")
     _check_event(place, campaign, is_snapshot)
-    rules = _rules(place, campaign, names)
+    chosen = _chosen(place, campaign, names)
+    rules, summaries = _rules(place, campaign, names, chosen, is_snapshot)
     reduces = any(rule[0] != "drop" and rule[:5] != ("every", 0.0, 0, 0, 0) for rule in rules)
     program = None
     if campaign.when is not None:
         from edge.condition import compile_condition  # here: not every vehicle has a condition
 
         program = compile_condition(campaign.when, names, f"{place}: when")
-    keep = bytes(rule[0] != "drop" for rule in rules)
+    keep = bytes(number in chosen for number in range(len(rules)))
     raw = None
     if campaign.frames:
         from edge.raw import compile_frames  # here: few vehicles need it
 
         raw = compile_frames(f"{place}: frames", campaign.frames, names, is_private)
-    reductions = tuple(rules) if reduces else None
+    reductions = tuple(rules) if reduces or summaries else None
     steps = _steps(rules, names)
-    return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, raw, steps)
+    more = raw, steps, tuple(summaries)
+    return Selection(name, campaign.priority, keep, campaign, reductions, program, is_snapshot, *more)
 
 
 def compile_campaigns(
@@ -210,8 +216,8 @@ def _steps(rules: Sequence[Rule], names: Names) -> "array[int] | None":
     return steps if any(step != 1 for step in steps) else None
 
 
-def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
-    """For each signal the rule of the most specific entry that matches it."""
+def _chosen(place: str, campaign: Campaign, names: Names) -> dict[int, tuple[str, SignalRule]]:
+    """For signals, by their number, the most specific entry that matches them."""
     chosen: dict[int, tuple[str, SignalRule]] = {}
     for glob in sorted(campaign.signals, key=_specificity):
         dotted = glob.replace("/", ".")
@@ -228,13 +234,23 @@ def _rules(place: str, campaign: Campaign, names: Names) -> list[Rule]:
         for number in named:
             place_of = f"{place}: signals.{glob}.max_error"
             chosen[number] = glob, _in_own_unit(place_of, campaign.signals[glob], names, number, matches[number])
-    dropped: Rule = ("drop", 0.0, 0, 0, 0, (), False)
-    rules = [dropped] * len(names.signals)
+    return chosen
+
+
+def _rules(
+    place: str, campaign: Campaign, names: Names, chosen: Mapping[int, tuple[str, SignalRule]], is_snapshot: bool
+) -> "tuple[list[Rule], list[Summary]]":
+    """A reduction for each signal of the manifest, and the summaries."""
+    rules = [DROPPED] * len(names.signals)
     for number, (glob, rule) in chosen.items():
         full, message, signal = names.signals[number]
         none = tuple((low, high) for low, high, _ in no_values(message, signal))
         rules[number] = _rule(f"{place}: signals.{glob}", rule, full, signal, "*" in glob or "?" in glob, none)
-    return rules
+    if not any(rule.filter == "histogram" or SUMMED.intersection(rule.keep) for _, rule in chosen.values()):
+        return rules, []
+    from edge.summary import plan_summaries  # here: not every vehicle needs it
+
+    return rules, plan_summaries(place, chosen, names, campaign.when is not None or is_snapshot)
 
 
 def _is_withheld(number: int, entry: str, names: Names) -> bool:
@@ -257,11 +273,12 @@ def _check_rule(place: str, rule: SignalRule) -> None:
         "curvelog": {"max_error", "max_hold_s"},
         "timebased": {"period_s"},
         "window": {"period_s", "keep"},
+        "histogram": {"classes", "period_s", "max_hold_s"},
     }[rule.filter]
-    for field in ("max_error", "period_s", "max_hold_s", "keep"):
+    for field in ("max_error", "period_s", "max_hold_s", "keep", "classes"):
         if getattr(rule, field) and field not in takes:
             raise InputError(f"{place}.{field}", f"means nothing with filter {rule.filter}", f"it takes {_list(takes)}")
-    for field in ("period_s", "keep"):
+    for field in ("period_s", "keep") if rule.filter != "histogram" else ():
         if field in takes and not getattr(rule, field):
             raise InputError(f"{place}.{field}", f"is missing: filter {rule.filter} needs it", EXAMPLES[rule.filter])
     if rule.filter == "curvelog" and not rule.max_error:
@@ -270,10 +287,12 @@ def _check_rule(place: str, rule: SignalRule) -> None:
 
 EXAMPLES = {
     "timebased": 'as in {"filter": "timebased", "period_s": 1}',
-    "window": 'as in {"filter": "window", "period_s": 60, "keep": ["min", "max"]}',
+    "window": 'as in {"filter": "window", "period_s": 60, "keep": ["min", "max", "mean"]}',
     "curvelog": 'as in {"filter": "curvelog", "max_error": "0.1%"}',
 }
 KEEP_BITS = {"first": 1, "last": 2, "min": 4, "max": 8}  # cy_core.reduce.KEEP
+SUMMED = {"mean", "count", "sum"}
+DROPPED: Rule = ("drop", 0.0, 0, 0, 0, (), False)
 
 
 def _in_own_unit(place: str, rule: SignalRule, names: Names, number: int, paths: "Sequence[VssSignal]") -> SignalRule:
@@ -294,15 +313,18 @@ def _rule(
     place: str, rule: SignalRule, name: str, signal: Signal, is_glob: bool, none: tuple[tuple[int, int], ...]
 ) -> Rule:
     """none: ranges of raw values that say there is no value."""
+    samples = [item for item in set(rule.keep) if item in KEEP_BITS]
+    if rule.filter == "histogram" or (rule.filter == "window" and not samples):
+        return DROPPED  # summaries alone
     bound = _max_error(f"{place}.max_error", rule.max_error, name, signal)
     labels: tuple[Exact, ...] = (*sorted(signal.labels), *none) if not signal.is_float else ()
-    kind = rule.filter
+    kind: str = rule.filter
     if kind == "curvelog" and signal.labels and is_glob and len(signal.labels) > 2:
         kind = "change"  # a glob over analogue signals meets discrete ones: no line through labels
         bound = 0.0
     if kind == "timebased":
         kind = "window"
-    keep = sum(KEEP_BITS[item] for item in set(rule.keep)) if rule.filter == "window" else 0
+    keep = sum(KEEP_BITS[item] for item in samples)
     return (
         kind,
         bound,
@@ -329,6 +351,8 @@ def _max_error(place: str, value: float | str, name: str, signal: Signal) -> flo
         raise InputError(place, f"{value} is no error bound", "0 (exact) or more")
     if value == 0 or signal.factor == 0:
         return 0.0
+    from fractions import Fraction  # here: it takes memory
+
     exact = Fraction(value) / abs(Fraction(str(signal.factor)))
     bound = float(exact)
     return bound if Fraction(bound) <= exact else math.nextafter(bound, 0.0)

@@ -268,6 +268,7 @@ def train(
 @click.option("--latency-s", type=click.FloatRange(0.1), default=10, show_default=True, help="Of the uplink.")
 @click.option("--price-per-mb", type=click.FloatRange(0), default=0.0, help="Of the mobile network.")
 @click.option("--price-per-million-units", type=click.FloatRange(0), default=0.0, help="Of the hub's 4,096 bytes.")
+@click.option("--html", type=FILE, help="Write a report with plots to this file, too.")
 @click.option("--json", "as_json", is_flag=True)
 def plan(
     campaigns: Path,
@@ -278,19 +279,32 @@ def plan(
     latency_s: float,
     price_per_mb: float,
     price_per_million_units: float,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """What campaigns would have collected on recordings: events, samples, bytes, error, cost a month."""
     import msgspec
 
     from edge import manifest as manifests
-    from edge.plan import Usage, backtest, text
+    from edge.plan import Usage, backtest
+    from edge.plan_text import text
     from simulator.check import read_campaigns
 
     decoder_manifest = manifests.load(manifest)
     selections = read_campaigns(campaigns, decoder_manifest)
     usage = Usage(hours_per_day, vehicles, price_per_mb, price_per_million_units, latency_s)
     result = backtest(selections, decoder_manifest, logs, usage)
+    if html is not None:
+        from edge import plan_html, plan_trace
+
+        traces = plan_trace.Traces(result, selections, decoder_manifest)
+        backtest(selections, decoder_manifest, logs, usage, watch=traces)
+        try:
+            html.write_text(plan_html.html(traces), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                html, f"cannot be written ({error.strerror})", "choose another place for --html"
+            ) from error
     click.echo(msgspec.json.format(msgspec.json.encode(result)).decode() if as_json else text(result))
 
 

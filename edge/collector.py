@@ -20,6 +20,7 @@ import msgspec
 from cy_core.frames import Frames
 from edge.campaign import Campaign, Selection
 from edge.decoder import Decoder
+from edge.document import Reference
 from edge.errors import OutboxError
 from edge.line import Batch, Line, Place
 from edge.message import Coverage
@@ -36,12 +37,13 @@ CURSOR_S = 10.0  # how often it is stored while there is nothing else to store
 class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The collector's twin, and its defaults.
 
-    durable_s: how long a frame of a live bus may wait to be stored; block_frames: the most in one block; ring_s: how
-    far back a snapshot reaches at least (campaigns ask by before_s); ring_bytes: the most memory for that. table: the
-    SHA-256 of the model table that blocks are made with.
+    document: where more campaigns are (edge/document.py); durable_s: how long a frame of a live bus may wait to be
+    stored; block_frames: the most in one block; ring_s: how far back a snapshot reaches at least (campaigns ask by
+    before_s); ring_bytes: the most memory for that. table: the SHA-256 of the model table that blocks are made with.
     """
 
     campaigns: dict[str, Campaign] = {}
+    document: Reference | None = None
     durable_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
     block_frames: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 4096
     ring_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0

@@ -66,12 +66,15 @@ def describe(line: Line, source: Source, names: Names, refused: Mapping[str, str
 def _campaign(stream: Stream, line: Line, names: Names, now_us: int, offset_us: int) -> dict[str, Any]:
     selection = stream.selection
     silent, selected = _silent_messages(selection.keep, line, names)
+    absent = [] if selection.is_event else _absent_signals(selection.keep, line)
     described: dict[str, Any] = {
         **msgspec.structs.asdict(stream.tally),
         "raw": selection.raw is not None,
         "messages": selected,
         "never_received": len(silent),
         "never_received_first": silent[:NAMED],
+        "never_appeared": len(absent),
+        "never_appeared_first": absent[:NAMED],
         "start_us": selection.start_us,
         "end_us": selection.end_us,
         "under_way": stream.until_us is not None,
@@ -108,6 +111,22 @@ def _silent_messages(keep: bytes, line: Line, names: Names) -> tuple[list[str], 
                 silent.append(f"{message.bus}.{message.name}")
         first += count
     return silent, selected
+
+
+def _absent_signals(keep: bytes, line: Line) -> list[str]:
+    """Signals of messages that came, always without them: multiplexer pages, payloads that are too short.
+
+    An event campaign decodes nothing until it fires, so this says nothing of one.
+    """
+    absent: list[str] = []
+    place = 0
+    for number, message in enumerate(line.decoder.manifest.messages):
+        came = bool(line.traffic.message(number)[0])
+        for signal in message.signals:
+            if came and keep[place] and not line.signals_seen[place]:
+                absent.append(f"{message.bus}.{message.name}.{signal.name}")
+            place += 1
+    return absent
 
 
 def add_fates(status: Mapping[str, Any], folder: Path) -> None:
@@ -160,6 +179,10 @@ def _of_campaign(campaign: Mapping[str, Any], status: Mapping[str, Any]) -> Iter
         named = ", ".join(campaign["never_received_first"])
         more = ", …" if campaign["never_received"] > NAMED else ""
         yield f"{campaign['never_received']} of its {campaign['messages']} messages were never received: {named}{more}"
+    if campaign["never_appeared"]:
+        named = ", ".join(campaign["never_appeared_first"])
+        more = ", …" if campaign["never_appeared"] > NAMED else ""
+        yield f"{campaign['never_appeared']} of its signals never appeared in messages that came: {named}{more}"
     if campaign.get("evicted"):
         yield (
             f"{campaign['evicted']:,} of its blocks left the outbox unsent, because it was full or they grew too old; "

@@ -16,7 +16,7 @@ same frames share the work: each gets a record of its own with the block that wa
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,9 @@ from edge.decoder import Decoder
 from edge.message import Block, Clock, Counters, Coverage
 from edge.outbox import MAX_BODY_BYTES, NewRecord
 from edge.table import Table
+
+if TYPE_CHECKING:
+    from edge.summary import SummingReducer
 
 BEGAN_KEPT = 100
 DAY_US = 86_400_000_000
@@ -94,7 +97,7 @@ class Stream:
         self.condition = (
             selection.program.condition(decoder.plan, round(campaign.cooldown_s * 1e6)) if selection.program else None
         )
-        self.reducer = Reducer(decoder.plan, selection.rules) if selection.rules is not None else None
+        self.reducer = _reducer(selection, decoder)
         self.first, self.missing, self.until_us = place.first, place.missing, place.until_us
         self.looked = position  # frames of the source before this one have been looked at
         self.counters = Counters()
@@ -207,6 +210,7 @@ class Line:
         self._shared: set[int] = set()  # kinds of more than one stream
         self._kept: dict[tuple[int, int, int, bool], Kept] = {}  # by kind, start, end, ends
         self._manifest = bytes.fromhex(decoder.manifest.hash)
+        self.signals_seen = bytearray(decoder.plan.signal_count)  # a byte for each; 1 once it was there
         self._decoded = False
         self._whole, self._part, self._reduced, self._nothing = (Columns(decoder.plan) for _ in range(4))
         self.table = Table()
@@ -232,7 +236,7 @@ class Line:
         for name, stream in kept.items():
             selection = stream.selection
             times = selection.campaign.tick_us, selection.campaign.time_tolerance_s
-            kind = (selection.keep, selection.rules, times) if stream.picker is None else name
+            kind = (selection.keep, selection.rules, selection.summaries, times) if stream.picker is None else name
             stream.kind = kinds.setdefault(kind, len(kinds))
         counts = Counter(stream.kind for stream in kept.values())
         self._shared = {kind for kind, count in counts.items() if count > 1} if self._on_columns is None else set()
@@ -333,11 +337,13 @@ class Line:
             else:
                 now_us = self.traffic.clock_us if end == self.ring.end else self.ring.time_us(end - 1)
                 columns, samples = self._reduced, reducer.reduce(source, self._reduced, now_us, ends)
-            counters = _counters(source, samples)
+            summed = [] if reducer is None or isinstance(reducer, Reducer) else reducer.summaries(MAX_DATA_BYTES)
+            counters = _counters(source, samples + sum(values for _, values in summed))
             if samples:
                 blocks.append((block.encode(columns, keep, table=self.table, **stream.coding), samples, 0))
             if self._on_columns is not None and all(len(data) <= MAX_DATA_BYTES for data, _, _ in blocks):
                 self._on_columns(selection.stream, source, columns)
+            blocks += [(data, values, 0) for data, values in summed]
         if stream.picker is not None:
             blocks += self._raw(stream, batch, start, end)
         shared = stream.kind in self._shared
@@ -388,6 +394,7 @@ class Line:
         if not self._decoded:
             self.decoder.decode_batch(batch.frames, self._whole, self._messages)
             self._decoded = True
+            self._whole.mark(self.signals_seen)
         return self._whole
 
     def _assembled(self, start: int, end: int) -> Frames | None:
@@ -405,6 +412,16 @@ class Line:
         """The least that a campaign asks for."""
         asked = [stream.selection.campaign.latency_s for stream in self.streams.values()]
         return min((latency_s for latency_s in asked if latency_s is not None), default=math.inf)
+
+
+def _reducer(selection: Selection, decoder: Decoder) -> "Reducer | SummingReducer | None":
+    if selection.rules is None:
+        return None
+    if not selection.summaries:
+        return Reducer(decoder.plan, selection.rules)
+    from edge.summary import SummingReducer  # here: not every vehicle needs it
+
+    return SummingReducer(decoder.plan, selection.rules, selection.summaries)
 
 
 def _counters(columns: Columns, samples: int) -> Counters:

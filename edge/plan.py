@@ -6,12 +6,13 @@
 Prices are settings of the caller, never facts. A month has 30 days.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -25,12 +26,27 @@ from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Signal
-from edge.message import UNIT_BYTES, Clock, Coverage, Quality
+from edge.message import UNIT_BYTES, Block, Clock, Coverage, Quality
 from edge.names import Names
+from edge.outbox import NewRecord
+from edge.summary import Reader, is_summary, named
 
 READ_FRAMES = 32_768
 ENVELOPE_BYTES = 200  # of a message, with its topic and properties
 DAYS = 30
+
+
+Samples = list[tuple[int, Any]]  # (time in us, raw value)
+
+
+class Watch(Protocol):
+    """Is told what happens, for a report (edge/plan_trace.py)."""
+
+    def begin(self, first_us: int) -> None: ...
+    def frames(self, frames: Frames) -> None: ...
+    def event(self, stream: str, time_us: int) -> None: ...
+    def piece(self, stream: str, seen: Mapping[int, Samples], kept: Mapping[int, Samples]) -> None: ...
+    def summary(self, stream: str, number: int, name: str, rows: Sequence[tuple[int, float]]) -> None: ...
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -44,13 +60,18 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class SignalPlan(msgspec.Struct):
-    """max_error and bound are physical; None where nothing bounds them (periods), or nothing was kept."""
+    """bytes_alone: if nothing else were sent; units: its share of the campaign's.
 
+    max_error and bound are physical; None where nothing bounds them (periods), or nothing was kept.
+    """
+
+    bus: str
     signal: str
     filter: str
     samples_seen: int = 0
     samples: int = 0
     bytes_alone: int = 0
+    units: float = 0.0
     max_error: float | None = None
     bound: float | None = None
 
@@ -109,9 +130,10 @@ def backtest(
     logs: Sequence[Path],
     usage: Usage,
     durable_s: float = 1.0,
+    watch: Watch | None = None,
 ) -> Plan:
     """Run the campaigns over the recordings. Raises InputError: one cannot be read, or holds no frame."""
-    meter = _Meter(selections, manifest, usage)
+    meter = _Meter(selections, manifest, usage, watch)
     frames, seconds, ring_bytes = 0, 0.0, 0
     for path in logs:
         decoder = Decoder(manifest)
@@ -120,6 +142,10 @@ def backtest(
         span = [math.inf, -math.inf]
         count = 0
         for batch in _batches(path, manifest, durable_s):
+            if watch is not None and len(batch.frames):
+                if not count:
+                    watch.begin(batch.frames.first_time_us or 0)
+                watch.frames(batch.frames)
             if len(batch.frames):
                 span = [min(span[0], batch.frames.first_time_us or 0), max(span[1], batch.frames.last_time_us or 0)]
             meter.take(line, batch)
@@ -156,25 +182,29 @@ def _batches(path: Path, manifest: DecoderManifest, durable_s: float) -> Iterabl
 class _Meter:
     """Adds up what comes out of the line."""
 
-    def __init__(self, selections: Sequence[Selection], manifest: DecoderManifest, usage: Usage) -> None:
+    def __init__(
+        self, selections: Sequence[Selection], manifest: DecoderManifest, usage: Usage, watch: Watch | None
+    ) -> None:
         names = Names(manifest)
-        self._usage = usage
-        self._firsts: list[int] = []
+        self._usage, self._watch = usage, watch
         self._signals = [signal for _, _, signal in names.signals]
-        count = 0
-        for message in manifest.messages:
-            self._firsts.append(count)
-            count += len(message.signals)
         self._plans = {s.stream: CampaignPlan(s.stream, s.priority) for s in selections}
         self._of_signal: dict[str, dict[int, SignalPlan]] = {}
         self._rules: dict[str, list[tuple[str, float]]] = {}
+        self._reader = Reader(manifest)
         for selection in selections:
             rules = selection.rules or [("every" if keep else "drop", 0.0) for keep in selection.keep]
             self._rules[selection.stream] = [(rule[0], rule[1]) for rule in rules]
+            summed = {one.place: one.kinds for one in selection.summaries}
             self._of_signal[selection.stream] = {
-                number: SignalPlan(names.signals[number][0], str(rule[0]), bound=_physical(rule, self._signals[number]))
-                for number, rule in enumerate(rules)
-                if rule[0] != "drop"
+                number: SignalPlan(
+                    names.signals[number][1].bus,
+                    names.signals[number][0],
+                    _filter(str(rules[number][0]), summed.get(number, 0)),
+                    bound=_physical(rules[number], self._signals[number]),
+                )
+                for number in range(len(rules))
+                if selection.keep[number]
             }
         self._held: dict[tuple[str, int], float] = {}  # last kept value of signals sent on change
         self._periods: dict[str, dict[int, int]] = {name: {} for name in [*self._plans, ""]}
@@ -184,23 +214,48 @@ class _Meter:
         records = line.take(batch)
         period = int((batch.frames.last_time_us or 0) / 1e6 / self._usage.latency_s)
         for record in records:
+            self._count_summaries(record)
             for name in (record.stream, ""):
                 periods = self._periods[name]
                 periods[period] = periods.get(period, ENVELOPE_BYTES) + len(record.body)
         for name, stream in line.streams.items():
             fresh = stream.tally.events - before[name]
-            if fresh:
-                self._plans[name].events += [_when(at) for at in list(stream.began)[-fresh:]]
+            began = list(stream.began)[-fresh:] if fresh else []
+            self._plans[name].events += [_when(at) for at in began]
+            if self._watch is not None:
+                for at in began:
+                    self._watch.event(name, at)
+
+    def _count_summaries(self, record: NewRecord) -> None:
+        data = Block.decode(record.body).data
+        if not is_summary(data):
+            return
+        summaries, columns = self._reader.read(data)
+        plans, at = self._of_signal[record.stream], 0
+        found = by_signal(columns, range(summaries.plan.signal_count)) if self._watch is not None else {}
+        for place, message in zip(summaries.places, summaries.manifest.messages, strict=True):
+            for number, signal in enumerate(message.signals, start=at):
+                if self._watch is not None and number in found:
+                    rows = [(time_us, raw * float(signal.factor)) for time_us, raw in found[number]]
+                    self._watch.summary(record.stream, place, signal.name, rows)
+            mask = bytearray(summaries.plan.signal_count)
+            mask[at : at + len(message.signals)] = b"\1" * len(message.signals)
+            at += len(message.signals)
+            if values := columns.samples(mask):
+                plans[place].samples += values
+                plans[place].bytes_alone += len(block.encode(columns, mask))
 
     def columns(self, stream: str, source: Columns, kept: Columns) -> None:
         """What a reduction made of a block's samples."""
         plans, rules = self._of_signal[stream], self._rules[stream]
-        before, after = self._by_signal(source, plans), self._by_signal(kept, plans)
+        before, after = by_signal(source, plans), by_signal(kept, plans)
+        if self._watch is not None:
+            self._watch.piece(stream, before, after)
         for number, samples in before.items():
             plan, own = plans[number], after.get(number, [])
             plan.samples_seen += len(samples)
             kind, bound = rules[number]
-            if kind == "window" or (bound == 0 and kind != "change"):
+            if kind in ("drop", "window") or (bound == 0 and kind != "change"):
                 continue
             error = self._error(stream, number, kind, samples, own) * abs(float(self._signals[number].factor))
             plan.max_error = max(plan.max_error or 0.0, error)
@@ -211,7 +266,7 @@ class _Meter:
             mask[number] = 1
             plan.bytes_alone += len(block.encode(kept, mask))
 
-    def _error(self, stream: str, number: int, kind: str, samples: "Samples", kept: "Samples") -> float:
+    def _error(self, stream: str, number: int, kind: str, samples: Samples, kept: Samples) -> float:
         """The largest distance, in raw units, of what was and what the cloud will see."""
         if kind == "every":
             return max((_distance(a[1], b[1]) for a, b in zip(samples, kept, strict=True)), default=0.0)
@@ -227,18 +282,6 @@ class _Meter:
         if last is not None:
             self._held[stream, number] = last
         return worst
-
-    def _by_signal(self, columns: Columns, wanted: Mapping[int, SignalPlan]) -> dict[int, "Samples"]:
-        found: dict[int, Samples] = {}
-        for group in columns.groups():
-            first = self._firsts[group.message]
-            times = group.times.tolist()
-            for index, form, values in group.columns:
-                if first + index in wanted:
-                    raws = list(_cast(values, form)) if form != "e" else _halves(values)
-                    pairs = zip(times, raws * len(times) if len(raws) == 1 else raws, strict=False)
-                    found.setdefault(first + index, []).extend(pairs)
-        return found
 
     def add_tallies(self, line: Line) -> None:
         for name, stream in line.streams.items():
@@ -259,6 +302,9 @@ class _Meter:
             plan.units = _units(self._periods[name])
             plan.mb_per_month, plan.units_per_month = plan.bytes * monthly / 1e6, plan.units * monthly
             plan.signals = sorted(self._of_signal[name].values(), key=lambda signal: -signal.bytes_alone)
+            whole = sum(signal.bytes_alone for signal in plan.signals)
+            for signal in plan.signals:
+                signal.units = plan.units * signal.bytes_alone / max(whole, 1)
         plans = list(self._plans.values())
         total, units = sum(plan.bytes for plan in plans), _units(self._periods[""])
         mb, vehicles = total * monthly / 1e6, self._usage.vehicles
@@ -270,53 +316,31 @@ class _Meter:
         )  # fmt: skip
 
 
-Samples = list[tuple[int, Any]]
-
-
-def text(plan: Plan, most_signals: int = 10) -> str:
-    """For a person: a paragraph for each campaign."""
-    lines = [
-        f"{plan.frames:,} frames in {plan.seconds:,.1f} s of {', '.join(plan.logs)}",
-        f"all campaigns: {plan.bytes:,} bytes, {plan.units:,} units; a month {plan.mb_per_month:,.1f} MB and "
-        f"{plan.units_per_month:,.0f} units a vehicle, {plan.fleet_mb_per_month:,.1f} MB and "
-        f"{plan.fleet_units_per_month:,.0f} units the fleet"
-        + (f", cost {plan.cost_per_month:,.2f}" if plan.cost_per_month is not None else ""),
-        f"memory of the ring: {plan.ring_bytes:,} bytes",
-    ]
-    for campaign in plan.campaigns:
-        lines += ["", *_campaign_lines(campaign, most_signals)]
-    return "\n".join(lines)
-
-
-def _campaign_lines(campaign: CampaignPlan, most: int) -> Iterable[str]:
-    raw = f"{campaign.frames:,} raw frames, " if campaign.frames else ""
-    yield (
-        f"{campaign.campaign} (priority {campaign.priority}): {campaign.samples:,} of {campaign.samples_seen:,} "
-        f"samples, {raw}{campaign.bytes:,} bytes in {campaign.blocks:,} blocks, {campaign.units:,} units; "
-        f"a month {campaign.mb_per_month:,.2f} MB, {campaign.units_per_month:,.0f} units"
-    )
-    if campaign.events or campaign.conditions_true:
-        more = ", …" if len(campaign.events) > most else ""
-        yield f"  {len(campaign.events)} events: {', '.join(campaign.events[:most]) or 'none'}{more}"
-    if not campaign.samples and not campaign.frames:
-        yield "  nothing was collected"
-    for signal in [signal for signal in campaign.signals if signal.samples][:most]:
-        kept = f"{signal.samples:,} of {signal.samples_seen:,} samples"
-        error = ""
-        if signal.bound is not None and signal.max_error is not None:
-            error = f", error {signal.max_error:.4g} of {signal.bound:.4g} allowed"
-        yield f"  {signal.signal}: {signal.filter}, {kept}, {signal.bytes_alone:,} bytes alone{error}"
-    silent = [signal.signal for signal in campaign.signals if not signal.samples_seen]
-    if silent and campaign.samples:
-        yield f"  {len(silent)} signals never came: {', '.join(silent[:most])}{', …' if len(silent) > most else ''}"
+def by_signal(columns: Columns, wanted: Container[int]) -> dict[int, Samples]:
+    """Samples with their raw values, by the number of the signal in the manifest."""
+    found: dict[int, Samples] = {}
+    firsts = list(itertools.accumulate((len(m.signals) for m in columns.plan.manifest.messages), initial=0))
+    for group in columns.groups():
+        times = group.times.tolist()
+        for index, form, values in group.columns:
+            number = firsts[group.message] + index
+            if number in wanted:
+                raws = list(_cast(values, form)) if form != "e" else _halves(values)
+                pairs = zip(times, raws * len(times) if len(raws) == 1 else raws, strict=False)
+                found.setdefault(number, []).extend(pairs)
+    return found
 
 
 def _units(periods: Mapping[int, int]) -> int:
     return sum(-(-size // UNIT_BYTES) for size in periods.values())
 
 
+def _filter(kind: str, summed: int) -> str:
+    return ", ".join([*([] if summed and kind == "drop" else [kind]), *([named(summed)] if summed else [])])
+
+
 def _physical(rule: Sequence[Any], signal: Signal) -> float | None:
-    return None if rule[0] == "window" else float(rule[1]) * abs(float(signal.factor))
+    return None if rule[0] in ("drop", "window") else float(rule[1]) * abs(float(signal.factor))
 
 
 def _distance(a: Any, b: Any) -> float:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from cy_core.pick import FramePicker
-from edge.condition import Names
 from edge.errors import InputError
 from edge.manifest import Message, pgn_of
+from edge.names import Names
 
 MOST_ENTRIES = 1000
 EXTENDED = 0x80000000
@@ -42,7 +42,8 @@ def compile_frames(place: str, entries: Iterable[str], names: Names, is_private:
     if len(entries) > MOST_ENTRIES:
         raise InputError(place, f"has {len(entries)} entries", "use globs")
     messages = list({(message.bus, message.name): message for _, message, _ in names.signals}.values())
-    private = [message for message in messages if _is_private(message, is_private)]
+    tagged = {(m.bus, m.name) for number, (_, m, _) in enumerate(names.signals) if names.is_tagged(number)}
+    private = [m for m in messages if (m.bus, m.name) in tagged or _is_private(m, is_private)]
     buses = names.buses
     general: list[Rule] = []
     named: list[Rule] = []

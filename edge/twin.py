@@ -33,12 +33,18 @@ MAX_REASON_CHARACTERS = 300
 MIN_REPORT_SECONDS, MAX_REPORT_SECONDS = 1.0, 60.0
 
 S = TypeVar("S", bound=msgspec.Struct)
+Expanded = tuple[dict[str, Any], str, dict[str, str]]
 
 
 class Kept(msgspec.Struct):
-    """What is on disk: the settings in force, and where they came from."""
+    """What is on disk: the settings in force, and where they came from.
+
+    hash: of desired; added: what names that which expand has put in.
+    """
 
     hash: str = ""
+    added: str = ""
+    desired: dict[str, Any] = {}
     version: int | None = None
     settings: dict[str, Any] = {}
     refused: dict[str, str] = {}
@@ -50,6 +56,8 @@ class Twin(Generic[S]):
     kind: the struct, all of whose fields have defaults. check(field, entry, value) may refuse a piece that the
     types alone let pass: raise EdgeError or ValueError with the reason; entry is None for a whole field.
     on_change(settings) is called after every change, and not for the settings that were there at the start.
+    expand(desired) may put in what a document refers to: it gives the document, what names that which is in it now, and
+    what is refused; refresh() has it asked again.
     """
 
     def __init__(
@@ -58,11 +66,13 @@ class Twin(Generic[S]):
         path: Path,
         check: Callable[[str, str | None, Any], None] = lambda field, entry, value: None,
         on_change: Callable[[S], None] = lambda settings: None,
+        expand: Callable[[dict[str, Any]], Expanded] = lambda desired: (desired, "", {}),
     ) -> None:
         self._kind = kind
         self._path = path
         self._check = check
         self.on_change = on_change
+        self._expand = expand
         self._kept = _load(path)
         refused: dict[str, str] = {}
         self.settings: S = self._read(self._kept.settings, kind(), refused)
@@ -84,23 +94,37 @@ class Twin(Generic[S]):
             return
         desired = {name: value for name, value in section.items() if not name.startswith("$")}
         version = section.get("$version")
-        version = version if isinstance(version, int) else None
+        self._take(desired, version if isinstance(version, int) else None)
+        self._report_settings(_part(document, "reported") or {})
+
+    def refresh(self) -> None:
+        """What expand makes of the document may be something else now."""
+        before = self.state
+        if not self._kept.desired:  # none has come yet
+            return
+        self._take(self._kept.desired, self._kept.version)
+        if self.state != before:
+            self._report_settings({"settings": before})
+
+    def _take(self, desired: dict[str, Any], version: int | None) -> None:
         digest = hashlib.sha256(msgspec.json.encode(desired, order="deterministic")).hexdigest()[:16]
-        if digest != self._kept.hash:
-            self._change(desired, digest, version)
+        expanded, added, refused = self._expand(desired)
+        is_same = all(self._kept.refused.get(where) == reason for where, reason in refused.items())
+        if (digest, added) != (self._kept.hash, self._kept.added) or not is_same:
+            self._kept.desired, self._kept.added = desired, added
+            self._change(expanded, digest, version, refused)
         elif version != self._kept.version:
             self._kept.version = version
             _save(self._path, self._kept)
-        self._report_settings(_part(document, "reported") or {})
 
-    def _change(self, desired: dict[str, Any], digest: str, version: int | None) -> None:
-        refused: dict[str, str] = {}
+    def _change(self, desired: dict[str, Any], digest: str, version: int | None, refused: dict[str, str]) -> None:
         before = self.settings
         self.settings = self._read(desired, before, refused)
         for where, reason in refused.items():
             log.warning("setting %s refused: %s", where, reason)
         kept = msgspec.to_builtins(self.settings)
-        self._kept = Kept(digest, version, kept, dict(list(refused.items())[:MAX_REFUSED]))
+        shown = dict(list(refused.items())[:MAX_REFUSED])
+        self._kept = Kept(digest, self._kept.added, self._kept.desired, version, kept, shown)
         _save(self._path, self._kept)
         if self.settings != before:
             log.info("settings %s, version %s", digest, version)

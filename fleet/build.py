@@ -26,12 +26,13 @@ from edge.durable import write_durably
 from edge.errors import BlockCorrupt, TableMissing
 from edge.manifest import DecoderManifest
 from edge.message import Clock
+from edge.summary import Reader, is_summary
 from edge.table import HASH_BYTES, Table
 from edge.table import load as load_table
 from fleet.archive import Archive, Stored, count_segments
 from fleet.clock import Clocks, bounds_us
 from fleet.sort import Sorter
-from fleet.table import ORDER, ParquetFile, TableMaker, signal_facts
+from fleet.table import ORDER, Fact, ParquetFile, TableMaker
 
 STATE_FILE = "_built"
 SPILL = "_spill"
@@ -85,7 +86,8 @@ class Lines:
             if manifest not in self.manifests:
                 return None
             decoder = Decoder(self.manifests[manifest])
-            self._lines[manifest] = Line(decoder, TableMaker(decoder.manifest), Columns(decoder.plan))
+            own = decoder.manifest
+            self._lines[manifest] = Line(decoder, TableMaker(own), Columns(decoder.plan), Reader(own))
         return self._lines[manifest]
 
 
@@ -110,6 +112,7 @@ class Line(NamedTuple):
     decoder: Decoder
     maker: TableMaker
     columns: Columns
+    summaries: Reader
 
 
 def load_outcomes(folder: Path) -> list[Span | Problem | None]:
@@ -142,7 +145,7 @@ class _Build:
         self._ranks = {record.number: rank for rank, record in enumerate(self._records)}
         self._offsets = _offsets(self._records)
         self._sorters: dict[str, Sorter] = {}
-        self._signals: dict[Day, dict[tuple[str, int], Bounds]] = {}
+        self._signals: dict[Day, dict[tuple[str, Fact], Bounds]] = {}
         state = _load(folder)
         self._outcomes = list(state.outcomes) if state else []
         self._outcomes += [None] * (len(self._records) - len(self._outcomes))
@@ -210,9 +213,9 @@ class _Build:
         rows, bounds = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
         for day in np.unique(np.asarray(rows["time_us"]) // DAY_US).tolist():
             known = self._signals.setdefault((record.group.stream, day), {})
-            for number, bound in bounds.items():
-                before = known.get((manifest, number), bound)
-                known[manifest, number] = max(before[0], bound[0]), max(before[1], bound[1])
+            for fact, bound in bounds.items():
+                before = known.get((manifest, fact), bound)
+                known[manifest, fact] = max(before[0], bound[0]), max(before[1], bound[1])
         return rows.set_column(rows.num_columns - 1, ORDER, rank(rows, self._ranks[record.number]))
 
     def _add(self, record: Stored, rows: pa.Table) -> None:
@@ -243,30 +246,31 @@ class _Build:
     def _facts(self, campaign: str, day: int) -> dict[str, Any]:
         used = self._signals.get((campaign, day), {})
         facts: dict[str, Any] = {"manifests": sorted({manifest for manifest, _ in used}), "signals": {}}
-        for (manifest, number), bounds in sorted(used.items()):
-            line = self._lines.get(manifest)
-            assert line is not None
-            facts["signals"].update([signal_facts(line.maker.signals[number], *bounds)])
+        facts["signals"] = {fact.name: fact.document(*bounds) for (_, fact), bounds in sorted(used.items())}
         return facts
 
 
 def decode_rows(
     lines: Lines, manifest: str, data: bytes, clock: Clock, utc_offset_us: int, enqueued_us: int
-) -> tuple[pa.Table, dict[int, Bounds]]:
-    """The rows of a block, in no order, and of each of its signals, by number in the manifest, how exact they are.
+) -> tuple[pa.Table, dict[Fact, Bounds]]:
+    """The rows of a block, in no order, and of each of its signals how exact they are.
 
     Raises BlockCorrupt: the block is damaged, its manifest or table is not there, or its time cannot be.
     """
     line = lines.get(manifest)
     if line is None:
         raise BlockCorrupt(f"needs decoder manifest {manifest}, which was not given")
-    if blocks.holds_frames(data):
-        columns, time_us, raw = _columns_of_frames(line, data, lines.models), 0, dict[int, int]()
+    maker, time_us, raw = line.maker, 0, dict[int, int]()
+    if is_summary(data):
+        summaries, columns = line.summaries.read(data)
+        maker = TableMaker(summaries.manifest)
+    elif blocks.holds_frames(data):
+        columns = _columns_of_frames(line, data, lines.models)
     else:
         columns, time_us, raw = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
-    rows = line.maker.rows(columns, utc_offset_us)
+    rows = maker.rows(columns, utc_offset_us)
     _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
-    return rows, {number: (raw.get(number, 0), time_us) for number in line.maker.numbers(columns)}
+    return rows, {fact: (raw.get(number, 0), time_us) for number, fact in maker.facts(columns)}
 
 
 def _columns_of_frames(line: Line, data: bytes, models: Models) -> Columns:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cy_core.columns import Columns
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Message, Signal, no_values
+from edge.manifest import DecoderManifest, Signal, no_values
 from fleet.csv_file import CsvFile
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -67,12 +67,33 @@ def from_columns(columns: Columns, manifest: DecoderManifest, utc_offset_us: int
     return TableMaker(manifest).table(columns, utc_offset_us)
 
 
+class Fact(NamedTuple):
+    """What a table says of a signal: its name with bus and message, its unit and step.
+
+    max_error is in the signal's unit, time_tolerance_us against the vehicle's own clock. Floats that a campaign
+    coarsened say nothing of it: only the campaign does.
+    """
+
+    name: str
+    unit: str
+    step: float
+
+    def document(self, raw: int = 0, time_us: int = 0) -> dict[str, Any]:
+        """raw, time_us: how wrong raw values and times may be, as the blocks say."""
+        error = raw * abs(float(self.step))
+        return {"unit": self.unit, "step": self.step, "max_error": error, "time_tolerance_us": time_us}
+
+
 class TableMaker:
     """Turns columns of one manifest into tables."""
 
     def __init__(self, manifest: DecoderManifest) -> None:
         self.manifest = manifest
-        self.signals = signals = [(message, signal) for message in manifest.messages for signal in message.signals]
+        signals = [(message, signal) for message in manifest.messages for signal in message.signals]
+        self._facts = [
+            Fact(f"{message.bus}.{message.name}.{signal.name}", signal.unit, signal.factor)
+            for message, signal in signals
+        ]
         self._firsts = np.cumsum([0, *(len(message.signals) for message in manifest.messages)])
         self._buses = _Names(message.bus for message, _ in signals)
         self._messages = _Names(message.name for message, _ in signals)
@@ -106,9 +127,11 @@ class TableMaker:
             schema=SCHEMA.append(pa.field(ORDER, pa.int32())),
         )
 
-    def numbers(self, columns: Columns) -> set[int]:
-        """Of the signals that the columns hold: places in self.signals."""
-        return {int(self._firsts[group.message]) + index for group in columns.groups() for index, _, _ in group.columns}
+    def facts(self, columns: Columns) -> set[tuple[int, Fact]]:
+        """Of the signals that the columns hold, with their numbers in the manifest."""
+        firsts, groups = self._firsts, columns.groups()
+        numbers = {int(firsts[group.message]) + index for group in groups for index, _, _ in group.columns}
+        return {(number, self._facts[number]) for number in numbers}
 
     def _group(self, group: Any) -> Iterator[tuple[Numbers, ...]]:
         times = np.frombuffer(group.times, np.int64)
@@ -122,22 +145,6 @@ class TableMaker:
             if len(column) != len(times):
                 parts = [np.repeat(array, len(times)) for array in parts]
             yield times, np.full(len(times), first + index, np.int32), *parts
-
-
-def signal_facts(named: tuple[Message, Signal], raw: int = 0, time_us: int = 0) -> tuple[str, dict[str, Any]]:
-    """What a table says of a signal: its name with bus and message, unit, step, and how exact its rows are.
-
-    raw, time_us: how wrong raw values and times may be, as the blocks say. max_error is in the signal's unit,
-    time_tolerance_us against the vehicle's own clock. Floats that a campaign coarsened say nothing of it: only the
-    campaign does.
-    """
-    message, signal = named
-    return f"{message.bus}.{message.name}.{signal.name}", {
-        "unit": signal.unit,
-        "step": signal.factor,
-        "max_error": raw * abs(float(signal.factor)),
-        "time_tolerance_us": time_us,
-    }
 
 
 def physical(signal: Signal, column: Numbers) -> Numbers:
@@ -348,7 +355,7 @@ def _read(folder: Path, tests: list[pc.Expression]) -> pa.Table:
 
 
 def facts(table: pa.Table) -> dict[str, Any]:
-    """What a table that `read` gave says of itself: manifests (hashes), and signals as signal_facts has them."""
+    """What a table that `read` gave says of itself: manifests (hashes), and signals as Fact has them."""
     found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(FACTS, b"{}"))
     return found
 

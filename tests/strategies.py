@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from cy_core.frames import Frames
 from edge.manifest import DecoderManifest, Message, Signal
 
+# Settings of property tests: on a busy machine all is slow, and nothing is wrong.
+PATIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 EXTENDED, REMOTE, ERROR = 0x80000000, 0x40000000, 0x20000000
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from cy_core.frames import Frames
 from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
-from edge.condition import Names
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.manifest import DecoderManifest, Message, Signal, no_values
 from edge.message import Block, Clock, Coverage
+from edge.names import Names
 from edge.typed import explain
 from tests.strategies import batch
 

@@ -1,7 +1,10 @@
 """Why is there no data? The sentences, from what really happened; and the collector's direct methods on a device."""
 
 import asyncio
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from edge.doctor import bus_lines, describe, examine, explain, write_status
 from edge.errors import InputError
 from edge.line import Batch, Line
 from edge.logs import open_log
+from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Clock, Coverage, Quality
 from edge.names import Names
 from edge.train import train
@@ -82,6 +86,21 @@ def test_limits_and_silent_messages_are_said() -> None:
     assert "campaign cells: none of its 1 messages was ever received" in said(frames, cells=Campaign(CELLS))
 
 
+def test_signals_that_never_appeared_in_messages_that_came_are_named() -> None:
+    page = Signal("Page", 0, 8)
+    pages = tuple(Signal(f"P{n}", 8, 8, selector=0, selected_by=((n, n),)) for n in range(3))
+    of = DecoderManifest(("can0",), (Message("can0", 1, "Mux", 2, signals=(page, *pages)),))
+    line, source = Line(Decoder(of)), RecordedSource()
+    names = {"all": Campaign({"*": SignalRule()}), "some": Campaign({"Mux.P1": SignalRule()})}
+    line.select([compile_campaign(name, campaign, of) for name, campaign in names.items()], 0)
+    frames = [(NOON_US + at, 0, 1, 0, bytes([at % 2, 7])) for at in range(20)]
+    line.take(Batch(batch(frames), Coverage("s", 0, 20), source.clock))
+    source.position = 20
+    assert explain(describe(line, source, Names(of), {})) == [
+        "campaign all: 1 of its signals never appeared in messages that came: can0.Mux.P2"
+    ]
+
+
 def test_refused_campaigns_and_no_campaign_at_all_are_said() -> None:
     lines = said([frame(0), frame(0, 1, 2)], {"campaigns/bad": "it is bad"})
     assert lines == [
@@ -102,6 +121,25 @@ def test_doctor_reads_what_the_collector_left(tmp_path: Path) -> None:
     (tmp_path / "status-collector.json").write_text("{")
     broken = CliRunner().invoke(main, ["doctor", "--outbox", str(tmp_path)])
     assert (broken.exit_code, "is no status of a collector" in broken.output) == (2, True)
+
+
+def test_a_vehicle_which_has_no_click_simulator_or_fleet_can_be_examined(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['click', 'simulator', 'fleet', 'cantools']))"
+    code = f"{hidden}; import edge.__main__ as command; command.find_spec = lambda name: None; command.main()"
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", code, "doctor", "--outbox", str(tmp_path), *arguments],
+            capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+
+    done = run()
+    assert (done.returncode, "no collector has run on this outbox" in done.stderr) == (2, True), done.stderr
+    line = Line(Decoder(MANIFEST))
+    write_status(tmp_path, describe(line, RecordedSource(), Names(MANIFEST), {}))
+    done = run()
+    assert (done.returncode, "has not given a single frame yet" in done.stdout) == (1, True), done.stderr
+    assert "why" in json.loads(run("--json").stdout)
 
 
 def test_what_the_uplink_says_of_a_campaign_stands_beside_its_counters(tmp_path: Path) -> None:
@@ -134,6 +172,8 @@ async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_
     table = train([(frames, log.buses)])
     campaigns = {"brake": {"when": "SPEED.SPEED > 600", "signals": {"BRAKE/*": {}}}}
     document = deployed(f"replay:{VEHICLE_FOLDER}/drive.log?speed=1", campaigns=campaigns, durable_s=0.1)
+    environment = document["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["collector"]["env"]
+    environment["BORDNETZ_DOCUMENTS"] = {"value": VEHICLE_FOLDER}
     async with EdgeDevice(document, tmp_path / "device", modules_root=ROOT) as device, asyncio.timeout(60):
         put(device, manifest, tmp_path / "drive.log")
         table.save(device.host_path(VEHICLE_FOLDER) / "van.table")
@@ -163,11 +203,29 @@ async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_
         code, answer = await call("snapshot", {"signals": {"SPEED.SPED": {}}})
         assert (code, "did you mean SPEED.SPEED?" in answer["error"]) == (400, True)
         assert (await call("flush", {"now": True}))[0] == 400
+        for method in ("getStatus", "getCampaigns", "snapshot", "flush", "setLogLevel"):
+            for payload in ([], 7, "now", True, {"x": {}}, {"campaigns": 3}):
+                code, answer = await call(method, payload)
+                assert (code, answer["error"].startswith(method)) == (400, True), (method, payload, answer)
+        code, answer = await call("getStatus", {"campaigns": ["brakes"]})
+        assert (code, "there are: brake" in answer["error"]) == (400, True)
+        assert list((await call("getStatus", {"campaigns": ["brake"]}))[1]["campaigns"]) == ["brake"]
         assert (await call("restart"))[0] == 404
         assert (await call("snapshot", {"before_s": 1, "after_s": 0, "signals": {"SPEED.*": {}}}))[0] == 200
         assert (await call("flush"))[0] == 200
         while not device.hub.counters["messages"]:
             await device.hub.changed(60)
+        # A document of more campaigns than a twin, or an answer, could hold.
+        more = {f"more_{n}": {"signals": {"SPEED.SPEED": {}}, "when": "SPEED.SPEED > 600"} for n in range(400)}
+        content = json.dumps({"campaigns": more}).encode()
+        (device.host_path(VEHICLE_FOLDER) / "more.json").write_bytes(content)
+        reference = {"file": "more.json", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        device.hub.patch_desired("collector", {"document": reference})
+        while "more_0" not in (found := await status(device, "collector"))["campaigns"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        assert len(found["campaigns"]) + found.get("left_out", {}).get("campaigns", 0) == 401
+        assert next(iter((await call("getCampaigns"))[1]["campaigns"])) == "more_0"
+        assert "more_399" in (await call("getStatus", {"campaigns": ["more_399"]}))[1]["campaigns"]
         assert examine(device.host_path(VEHICLE_FOLDER) / "outbox")[0]["source"]["name"].startswith("replay:drive.log")
 
 

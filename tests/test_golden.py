@@ -39,5 +39,9 @@ def test_a_block_of_version_1():
     assert make.block_values(found) == expected("block-1.json")
 
 
+def test_a_block_of_summaries():
+    assert make.summary_values(stored("summaries-2.block")) == expected("summaries-2.json")
+
+
 def test_a_message_of_version_1():
     assert make.message_values(unpack(stored("message-1.message"))) == expected("message-1.json")

@@ -17,7 +17,7 @@ from edge.decoder import Decoder
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from tests.reference import reduce as slow
-from tests.strategies import batch
+from tests.strategies import PATIENT, batch
 
 DATA = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RAV4 = DATA / "toyota_rav4_2017"
@@ -73,7 +73,7 @@ def cut(data: Any, samples: Samples) -> list[int]:
 @given(
     data=st.data(), samples=signals(), bound=st.sampled_from([0.0, 1.0, 1.5, 7.0]), hold=st.sampled_from([0, 25_000])
 )
-@settings(deadline=None)
+@settings(**PATIENT)
 def test_change_keeps_what_its_twin_keeps_and_its_bound(data: Any, samples: Samples, bound: float, hold: int) -> None:
     labels = tuple(sorted({samples[0][1], 3}))
     kept = reduced(manifest(), ("change", bound, 0, hold, 0, labels, False), samples, cut(data, samples))
@@ -84,7 +84,7 @@ def test_change_keeps_what_its_twin_keeps_and_its_bound(data: Any, samples: Samp
 @given(
     data=st.data(), samples=signals(), keep=st.sets(st.sampled_from(sorted(KEEP)), min_size=1), negative=st.booleans()
 )
-@settings(deadline=None)
+@settings(**PATIENT)
 def test_windows_keep_what_their_twin_keeps(data: Any, samples: Samples, keep: set[str], negative: bool) -> None:
     span_us, last = data.draw(st.sampled_from([1, 10_000, 50_000, 3_000_000])), data.draw(st.booleans())
     rule = ("window", 0.0, span_us, 0, sum(KEEP[name] for name in keep), (), negative)
@@ -96,7 +96,7 @@ def test_windows_keep_what_their_twin_keeps(data: Any, samples: Samples, keep: s
     data=st.data(), samples=signals(), bound=st.sampled_from([0.5, 1.0, 2.0, 50.0]), hold=st.sampled_from([0, 30_000])
 )
 @example(None, [(0, 0), (1, 1), (2, 4), (3, 3)], 1.0, 0)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300, **PATIENT)
 def test_no_sample_is_further_from_the_line_than_the_bound(
     data: Any, samples: Samples, bound: float, hold: int
 ) -> None:
@@ -114,7 +114,7 @@ def test_no_sample_is_further_from_the_line_than_the_bound(
 
 
 @given(data=st.data(), samples=signals(60), kind=st.sampled_from(["curvelog", "change", "window"]))
-@settings(deadline=None)
+@settings(**PATIENT)
 def test_a_signal_on_several_multiplexer_pages_is_one_signal(data: Any, samples: Samples, kind: str) -> None:
     shared = Signal("S", 8, 32)
     pages = tuple(Signal(f"P{n}", 40, 8, selector=1, selected_by=((n, n),)) for n in range(3))
@@ -141,7 +141,7 @@ def test_a_ramp_is_two_samples() -> None:
     labels=st.sets(st.integers(-5, 5)),
     signed=st.booleans(),
 )
-@settings(deadline=None)
+@settings(**PATIENT)
 def test_coarse_integers_stay_within_the_bound_and_the_field_and_labels_exact(
     raws: list[int], bound: float, labels: set[int], signed: bool
 ) -> None:
@@ -158,6 +158,7 @@ def test_coarse_integers_stay_within_the_bound_and_the_field_and_labels_exact(
     values=st.lists(st.floats(width=32) | st.floats(-100, 100, width=32), min_size=1, max_size=50),
     bound=st.sampled_from([0.01, 1.0, 3.3]),
 )
+@settings(**PATIENT)
 def test_coarse_floats_stay_within_the_bound(values: list[float], bound: float) -> None:
     import math
     import struct

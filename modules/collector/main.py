@@ -2,9 +2,10 @@
 
 Environment: BORDNETZ_SOURCE (edge/source), BORDNETZ_MANIFEST (decoder manifest), BORDNETZ_TABLES (folder of model
 tables; that of the manifest, if not set), BORDNETZ_OUTBOX (directory shared with the uplink), BORDNETZ_OUTBOX_BYTES
-(quota, optional, the same for both modules), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py), RuntimeLogLevel,
-and what IoT Edge sets. Twin: edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot,
-flush, setLogLevel (docs/campaigns.md). Leaves its status beside the outbox for `bordnetz doctor`.
+(quota, optional, the same for both modules), BORDNETZ_DOCUMENTS (optional: the folder of documents that the twin may
+refer to), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin:
+edge.collector.CollectorSettings. Direct methods: getStatus, getCampaigns, snapshot, flush, setLogLevel
+(docs/campaigns.md). Leaves its status beside the outbox for `bordnetz doctor`.
 """
 
 import asyncio
@@ -22,10 +23,12 @@ import msgspec
 from edge import doctor, module
 from edge import manifest as manifests
 from edge import table as tables
+from edge.answer import fit
 from edge.campaign import SNAPSHOT, Campaign, Selection, SignalRule, compile_campaign, compile_campaigns
 from edge.cloud.choose import choose_cloud
 from edge.collector import Collector, CollectorSettings
 from edge.decoder import Decoder
+from edge.document import Documents
 from edge.errors import EdgeError, InputError
 from edge.names import Names
 from edge.outbox import Outbox
@@ -45,6 +48,12 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """Of methods that take no payload."""
 
 
+class Which(msgspec.Struct, forbid_unknown_fields=True):
+    """campaigns: only these; all without one, as far as an answer takes them."""
+
+    campaigns: list[str] = []
+
+
 class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
     """Capture now, from before_s before to after_s behind: these signals (all, where neither is given) and frames."""
 
@@ -60,8 +69,8 @@ class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
 
 
 PAYLOADS: dict[str, type[msgspec.Struct]] = {
-    "getStatus": Nothing,
-    "getCampaigns": Nothing,
+    "getStatus": Which,
+    "getCampaigns": Which,
     "flush": Nothing,
     "snapshot": Snapshot,
     "setLogLevel": LogLevel,
@@ -81,7 +90,12 @@ class Module:
         self._folder = folder
         self._names = Names(self.manifest)
         self._selections: list[Selection] = []
-        self.twin = Twin(CollectorSettings, folder / "settings-collector.json", self._check, self._change)
+        documents = os.environ.get("BORDNETZ_DOCUMENTS")
+        self.documents = Documents(folder / "document-collector.json", Path(documents) if documents else None)
+        self.twin = Twin(
+            CollectorSettings, folder / "settings-collector.json", self._check, self._change, self.documents.expand
+        )
+        self.documents.on_change = self.twin.refresh
         ring_bytes = self.twin.settings.ring_bytes
         self.collector = Collector(source, Decoder(self.manifest), outbox, self._note_first, ring_bytes)
         self.hub = choose_cloud("collector")
@@ -91,6 +105,7 @@ class Module:
         self._line_ended = False
         self._stopping = threading.Event()
         self._change(self.twin.settings)
+        self.twin.refresh()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until stop is set, or one of the parts fails."""
@@ -99,6 +114,7 @@ class Module:
         others = [
             asyncio.create_task(self.hub.run(), name="hub"),
             asyncio.create_task(self.twin.run(self.hub), name="twin"),
+            asyncio.create_task(self.documents.run(), name="documents"),
             asyncio.create_task(module.report_changes(self.twin, self._status, lambda: REPORT_SECONDS), name="report"),
             asyncio.create_task(self._leave_status(), name="status"),
         ]
@@ -236,11 +252,12 @@ class Module:
         if method == "getStatus":
             own = {"connected": self.hub.connected, "client": dict(self.hub.counters), "settings": self.twin.state}
             described = self._describe()
-            return 200, {**described, **await self._status(), **own, "campaigns": described["campaigns"],
-                         "why": doctor.explain(described)}  # fmt: skip
+            described["campaigns"] = _of(described["campaigns"], asked.campaigns)
+            whole = {**described, **await self._status(), **own, "campaigns": described["campaigns"]}
+            return 200, fit({**whole, "why": doctor.explain(described)}, "why", "campaigns")
         if method == "getCampaigns":
-            campaigns = msgspec.to_builtins(self.twin.settings.campaigns)
-            return 200, {"campaigns": campaigns, "refused": self.twin.state["refused"]}
+            campaigns = _of(msgspec.to_builtins(self.twin.settings.campaigns), asked.campaigns)
+            return 200, fit({"campaigns": campaigns, "refused": self.twin.state["refused"]}, "refused", "campaigns")
         if method == "setLogLevel":
             logging.getLogger().setLevel(asked.level.upper())
             return 200, {"level": asked.level}
@@ -260,6 +277,15 @@ class Module:
             return 503, {"error": f"{method}: the line is busy (the outbox may be full); it will be done"}
         totals = self.collector.totals
         return 200, {"frames": totals.frames, "blocks": totals.blocks, "bytes": totals.bytes}
+
+
+def _of(campaigns: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Raises InputError: one of the names is none of them."""
+    for name in names:
+        if name not in campaigns:
+            close = ", ".join(list(campaigns)[:8]) or "none"
+            raise InputError("campaigns", f"there is no campaign {name[:64]!r} at work", f"there are: {close}")
+    return {name: campaigns[name] for name in names} if names else campaigns
 
 
 async def run(stop: asyncio.Event) -> None:

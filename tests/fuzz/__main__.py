@@ -23,6 +23,7 @@ from edge.database import compile_databases
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.logs import open_log
+from tests.fuzz.summaries import summaries
 from tests.test_transport import MANIFEST
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -106,6 +107,7 @@ TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     "database": database,
     "manifest": manifest_file,
     "transport": transport,
+    "summaries": summaries,
 }
 
 

@@ -5,6 +5,7 @@
     block-1.block           those frames, decoded by that manifest       block-1.json      its groups, as bit patterns
     frames-2.block          those frames by the codec, without a table   (frame-1.json)
     signals-2.block         what block-1 holds, by the codec             (block-1.json)
+    summaries-2.block       what some of its signals came to       summaries-2.json  the form, and the groups
     rides-2.block           changes of it, so that groups share rows     rides-2.json      its groups
     message-1.message       an envelope with that block and an eviction  message-1.json    its fields
 
@@ -22,10 +23,12 @@ from cy_core.columns import Columns
 from cy_core.frames import Frames
 from cy_core.reduce import Reducer
 from edge import block
+from edge.campaign import DROPPED
 from edge.decoder import Decoder
 from edge.manifest import FORMAT, DecoderManifest, Message, Signal, Source
 from edge.message import Block, Clock, Counters, Coverage, Envelope, Eviction, Quality, Record, pack, unpack
 from edge.source.stream import PIECE, SLOT_BYTES
+from edge.summary import Reader, Summary, SummingReducer
 from edge.table import Table
 
 FOLDER = Path(__file__).parent
@@ -88,6 +91,24 @@ def frames() -> Frames:
 
 def columns() -> Columns:
     return Decoder(manifest()).decode_batch(frames())
+
+
+def summaries() -> bytes:
+    """Of MOTION: mean, count and sum of SPEED over 0.1 s; times in classes of TORQUE and STATE, and of two labels."""
+    rows = [
+        Summary(0, 7, 100_000, 0, 0.01, 0.0, (), (), ()),
+        Summary(1, 8, 200_000, 50_000, 1.0, -40.0, (-30.5, 0.0, 1e6), (), ()),
+        Summary(2, 8, 0, 0, 1.0, 0.0, ("on", "fault"), ((1, 0), (3, 1)), ()),
+    ]
+    decoder = Decoder(manifest())
+    reducer = SummingReducer(decoder.plan, [DROPPED] * decoder.plan.signal_count, rows)
+    reducer.reduce(decoder.decode_batch(frames()), Columns(decoder.plan), START_US + 400_000, True)
+    return reducer.summaries(1 << 18)[0][0]
+
+
+def summary_values(block: bytes) -> list[Any]:
+    found, columns = Reader(manifest()).read(block)
+    return [json.loads(found.description), *block_values(columns)]
 
 
 def changes() -> Columns:
@@ -182,6 +203,8 @@ def main() -> None:
         "block-1.block": data,
         "frames-2.block": block.encode_frames(frames(), manifest().buses, Table()),
         "signals-2.block": block.encode(columns()),
+        "summaries-2.block": summaries(),
+        "summaries-2.json": _json(summary_values(summaries())),
         "rides-2.block": block.encode(changes()),
         "rides-2.json": _json(block_values(changes())),
         "block-1.json": _json(block_values(columns())),

@@ -1,7 +1,8 @@
 """Slow twins of the reductions: one signal, plain lists of (time_us, raw), from docs/campaigns.md."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 Samples = list[tuple[int, int]]
 
@@ -67,3 +68,53 @@ def error_of_hold(samples: Samples, kept: Samples) -> int:
             place += 1
         worst = max(worst, abs(raw - kept[place][1]))
     return worst
+
+
+class Period(NamedTuple):
+    """A row of a summary; dwell has a time in us for each class."""
+
+    start_us: int
+    count: int
+    total: Fraction
+    numbers: int
+    dwell: list[int]
+
+
+def summary(
+    samples: Samples,
+    class_of: Callable[[int], int],
+    classes: int,
+    is_number: Callable[[int], bool],
+    span_us: int,
+    hold_us: int,
+    now_us: int,
+    last: bool,
+) -> list[Period]:
+    """Of samples in the order of time: each value holds until the next, or for hold_us; then by periods."""
+    start_us = samples[0][0]
+    hold_us = min(hold_us or 1 << 60, span_us or 1 << 60)
+    held = []
+    for number, (time_us, raw) in enumerate(samples):
+        until = samples[number + 1][0] if number + 1 < len(samples) else now_us
+        held.append((time_us, max(time_us, min(until, time_us + hold_us, now_us)), class_of(raw)))
+    cell = (lambda time_us: time_us // span_us) if span_us else (lambda time_us: 0)
+    cells = {cell(time_us) for time_us, _ in samples}
+    if classes:
+        # A value that holds beyond the end of its period begins the next one, if that has begun.
+        holding = [
+            (at, min(at + hold_us, samples[n + 1][0] if n + 1 < len(samples) else 1 << 60))
+            for n, (at, _) in enumerate(samples)
+        ]
+        cells |= {cell(at) + 1 for at, end in holding if span_us and end > (cell(at) + 1) * span_us <= now_us}
+    found = []
+    for number in sorted(cells):
+        begin, end = (number * span_us, (number + 1) * span_us) if span_us else (start_us, 1 << 62)
+        if now_us < end and not last:
+            continue
+        inside = [raw for time_us, raw in samples if cell(time_us) == number]
+        numbers = [raw for raw in inside if is_number(raw)]
+        dwell = [0] * classes
+        for first, until, place in held if classes else ():
+            dwell[place] += max(0, min(until, end) - max(first, begin))
+        found.append(Period(begin, len(inside), Fraction(sum(numbers)), len(numbers), dwell))
+    return found
