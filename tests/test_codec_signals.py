@@ -20,6 +20,7 @@ from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.database import load_databases
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt, TableMissing
+from edge.log_writer import open_log_writer
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.table import Table
@@ -232,7 +233,8 @@ def test_a_table_for_signals_is_trained_on_the_command_line(tmp_path: Path) -> N
     frames = Frames()
     for i in range(1000):
         frames.append(10_000 * i, 0, 1, (i * 1234).to_bytes(8, "little"))
-    (tmp_path / "drive.log").write_bytes(b"".join(pack.candump_lines(frames, MANIFEST.buses)))
+    with open_log_writer(tmp_path / "drive.log") as log:
+        log.write(frames, MANIFEST.buses)
     (tmp_path / "campaigns.json").write_text('{"campaigns": {"drive": {"signals": {"*": {}}}}}')
     MANIFEST.save(tmp_path / "car.manifest")
     train = ["train", str(tmp_path / "drive.log"), "-o", str(tmp_path / "car.table")]
