@@ -4,10 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease socketcan
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long
-.PHONY: demo test lint bench callgrind fuzz offline-month build clean node fleet-spark prerelease
-.PHONY: demo test lint bench callgrind fuzz build clean node fleet-spark prerelease crash crash-long socketcan arm64 containers
+.PHONY: demo test lint bench callgrind fuzz crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease
+.PHONY: build clean node
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -35,8 +33,7 @@ fuzz: $(READY)
 # The proof that nothing is lost, in six layers: docs/durability.md. SEED repeats a run.
 crash crash-long: $(READY)
 	$(BIN)/python -m tests.crash --$(if $(filter %-long,$@),long,short) $(if $(SEED),--seed $(SEED))
-# Thirty days without a network in scaled time: half a gigabyte of quota, a step a minute, about ten minutes.
-# Thirty days without a network in scaled time: half a gigabyte of quota; a few minutes.
+
 # Thirty days without a network in scaled time: a quota of 256 MiB that is used up; some minutes.
 offline-month: $(READY)
 	$(BIN)/python -m tests.offline_month
