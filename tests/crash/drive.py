@@ -79,7 +79,7 @@ class Drive:
         stack.callback(self._end)
 
     def _prepare(self, folder: Path, seed: int) -> dict[str, str]:
-        recording, manifest = make_recording(folder, self._seconds, seed)
+        recording, manifest = make_recording(folder, self._seconds, seed, lambda line: None)
         manifest.save(folder / "manifest.json")
         certificate, key = self._broker.authority.issue("car")
         return os.environ | {
