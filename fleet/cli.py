@@ -154,6 +154,23 @@ def vss(table: Path, out: Path, manifest: Path | None) -> None:
 
 
 @fleet.command()
+@click.argument("table", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="Recording to write: .log (.gz, .zst), .blf or .mf4.")
+@click.option("--vehicle", required=True)
+@click.option("--campaign", required=True, help="One that collects raw frames.")
+@click.option("--from", "start", metavar="TIME", help="UTC, such as 2026-11-24T15:00.")
+@click.option("--to", "end", metavar="TIME")
+def export(table: Path, out: Path, vehicle: str, campaign: str, start: str | None, end: str | None) -> None:
+    """Raw frames of a vehicle's campaign, as the recording that they are part of."""
+    from fleet.plot import time_us
+    from fleet.raw import export as write
+
+    start_us, end_us = (time_us(text) if text else None for text in (start, end))
+    count = write(table, out, vehicle, campaign, start_us, end_us)
+    click.echo(f"{out}: {count:,} frames")
+
+
+@fleet.command()
 @click.argument("hub", required=False, default="")
 @click.option("-o", "--out", type=PATH, required=True, metavar="TABLE", help="Folder of the table; it grows.")
 @click.option("--manifest", "manifests", type=PATH, help="Decoder manifest, or a folder of them; the table keeps them.")

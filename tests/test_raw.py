@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +16,11 @@ from cy_core.frames import Frames
 from cy_core.pick import FramePicker
 from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign
+from edge.cli import main
 from edge.decoder import Decoder
 from edge.errors import InputError
 from edge.line import Batch, Line
+from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Coverage, Quality, Record, pack
 from edge.table import Table
@@ -217,6 +220,27 @@ def test_the_cloud_has_rows_of_raw_frames_and_gives_the_frames_back(tmp_path: Pa
         ("van-7", "raw", ("can0", "can1"))
     }
     assert list(raw.captures(tmp_path / "table", campaign="signals")) == []
+    for suffix in (".log", ".blf", ".mf4"):
+        assert exported(tmp_path, f"all{suffix}") == [(f[0], MANIFEST.buses[f[1]], *f[2:]) for f in frames]
+    inside = [f for f in frames if 1_795_500_001_000_000 <= f[0] < 1_795_500_002_000_000]
+    times = ["--from", "2026-11-24T06:00:01", "--to", "2026-11-24T06:00:02"]
+    assert exported(tmp_path, "part.log", *times) == [(f[0], MANIFEST.buses[f[1]], *f[2:]) for f in inside]
+    with pytest.raises(InputError, match="van-7 signals: has no raw frames then; there are: van-7 raw"):
+        raw.export(tmp_path / "table", tmp_path / "none.log", "van-7", "signals")
+    assert not (tmp_path / "none.log").exists()
+
+
+def exported(folder: Path, name: str, *options: str) -> list[tuple[int, str, int, int, bytes]]:
+    """What `bordnetz fleet export` wrote, read again."""
+    command = ["fleet", "export", str(folder / "table"), "-o", str(folder / name), "--vehicle", "van-7"]
+    done = CliRunner().invoke(main, [*command, "--campaign", "raw", *options])
+    assert done.exit_code == 0, done.output
+    reader, frames = open_log(folder / name), Frames()
+    while reader.read(frames, 1000):
+        pass
+    names = reader.buses
+    reader.close()
+    return [(time_us, names[bus], *rest) for time_us, bus, *rest in frames]
 
 
 def put(folder: Path, records: list[Record]) -> None:
