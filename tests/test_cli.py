@@ -13,10 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from edge import cli
+from cy_core.frames import Frames
+from edge import block, cli
 from edge import manifest as manifests
+from edge import table as tables
+from edge.decoder import Decoder
+from edge.log_writer import open_log_writer
 from simulator import vehicle
 from simulator.demo import ROOT
+from tests.test_codec_signals import MANIFEST
 
 
 def bordnetz(*arguments: object) -> Result:
@@ -218,3 +223,22 @@ def processes_of(out: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_a_table_for_signals_is_trained_on_the_command_line(tmp_path: Path) -> None:
+    frames = Frames()
+    for i in range(1000):
+        frames.append(10_000 * i, 0, 1, (i * 1234).to_bytes(8, "little"))
+    with open_log_writer(tmp_path / "drive.log") as log:
+        log.write(frames, MANIFEST.buses)
+    (tmp_path / "campaigns.json").write_text('{"campaigns": {"drive": {"signals": {"*": {}}}}}')
+    MANIFEST.save(tmp_path / "car.manifest")
+    train = ["train", tmp_path / "drive.log", "-o", tmp_path / "car.table", "--manifest", tmp_path / "car.manifest"]
+    assert bordnetz(*train).exit_code != 0
+    done = bordnetz(*train, "--campaigns", tmp_path / "campaigns.json")
+    assert done.exit_code == 0, done.output
+    table = tables.load(tmp_path / "car.table")
+    assert table.context_count > 10
+    assert not table.streams
+    columns = Decoder(MANIFEST).decode_batch(frames.slice(500, 600))
+    assert len(block.encode(columns, table=table)) < len(block.encode(columns))

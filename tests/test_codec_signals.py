@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,16 +14,14 @@ from cy_core.columns import Columns
 from cy_core.frames import Frames
 from cy_core.plan import Plan
 from cy_core.reduce import Reducer
-from edge import block, cli, pack
+from edge import block, pack
 from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.database import load_databases
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt, TableMissing
-from edge.log_writer import open_log_writer
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.table import Table
-from edge.table import load as load_table
 from edge.train_signals import train_signals
 from tests import strategies
 from tests.reference import signals_twin
@@ -227,32 +224,6 @@ def test_a_table_that_campaigns_were_trained_with_makes_their_small_blocks_small
     assert rows(again) == rows(block.decode(block.encode(columns, **how), decoder.plan))
     with pytest.raises(TableMissing, match=table.sha256[:16]):
         block.decode(made, decoder.plan)
-
-
-def test_a_table_for_signals_is_trained_on_the_command_line(tmp_path: Path) -> None:
-    frames = Frames()
-    for i in range(1000):
-        frames.append(10_000 * i, 0, 1, (i * 1234).to_bytes(8, "little"))
-    with open_log_writer(tmp_path / "drive.log") as log:
-        log.write(frames, MANIFEST.buses)
-    (tmp_path / "campaigns.json").write_text('{"campaigns": {"drive": {"signals": {"*": {}}}}}')
-    MANIFEST.save(tmp_path / "car.manifest")
-    train = ["train", str(tmp_path / "drive.log"), "-o", str(tmp_path / "car.table")]
-    with_campaigns = [
-        *train,
-        "--manifest",
-        str(tmp_path / "car.manifest"),
-        "--campaigns",
-        str(tmp_path / "campaigns.json"),
-    ]
-    assert CliRunner().invoke(cli.main, with_campaigns[:-2]).exit_code != 0
-    done = CliRunner().invoke(cli.main, with_campaigns)
-    assert done.exit_code == 0, done.output
-    table = load_table(tmp_path / "car.table")
-    assert table.context_count > 10
-    assert not table.streams
-    columns = Decoder(MANIFEST).decode_batch(frames.slice(500, 600))
-    assert len(block.encode(columns, table=table)) < len(block.encode(columns))
 
 
 def test_only_what_is_selected_is_in_the_block() -> None:
