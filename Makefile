@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease
-.PHONY: build clean node
+.PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease
+.PHONY: packages build clean node
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
 
-test: $(READY)
+test: packages $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
@@ -22,13 +22,21 @@ bench: $(READY)
 	$(BIN)/python -m bench
 
 # Instructions a frame, the same on every run: over 10 % more than bench/callgrind.json fails.
-callgrind: $(READY)
+callgrind: packages $(READY)
 	$(BIN)/python -m bench.callgrind
 
-# Seconds for each target.
+# Debian packages for tests that skip without them; by apt if this is root.
+packages:
+	@.ci/packages
+
+# At most so many seconds, and inputs (-1: any), for each target, on the kernels that clang has instrumented. A seed gives the
+# same inputs again, as long as out/fuzz/corpus, which keeps what they found, is the same.
 FUZZ_SECONDS ?= 10
-fuzz: $(READY)
-	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+FUZZ_RUNS ?= -1
+FUZZ_SEED ?= 0
+fuzz: packages $(READY)
+	$(SANITIZED)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --runs $(FUZZ_RUNS) --seed $(FUZZ_SEED)
 
 # The proof that nothing is lost, in six layers: docs/durability.md. SEED repeats a run.
 crash crash-long: $(READY)
@@ -37,6 +45,16 @@ crash crash-long: $(READY)
 # Thirty days without a network in scaled time: a quota of 256 MiB that is used up; some minutes.
 offline-month: $(READY)
 	$(BIN)/python -m tests.offline_month
+
+# The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: packages $(READY)
+	$(SANITIZED)
+	$(BIN)/python -m tests.fuzz.sanitized -n 2 $(addprefix tests/test_,$(addsuffix .py,$(KERNEL_TESTS)))
+
+KERNEL_TESTS = golden logs transport condition reduce block codec codec_signals decode events sources
+# Only what changed is built again.
+SANITIZED = if command -v clang >/dev/null; then CC=clang EDGE_SANITIZE=1 $(BIN)/python setup.py -q build_ext \
+	  --build-lib build/sanitize --build-temp build/sanitize/tmp; fi
 
 # A generated fleet on Spark in two worker processes, one of them killed half-way; needs Java 17.
 fleet-spark: $(READY)

@@ -162,9 +162,11 @@ cdef void _load_from_the_start(signal_t* signal) noexcept:
 
 
 def _selecting(message):
-    """Whether all selectors lie in the first eight bytes, and a mask of their bits there."""
+    """Whether all selectors lie in the first eight bytes, and a mask of their bits there. Raises ValueError."""
     mask = 0
     for place in {signal.selector for signal in message.signals} - {None}:
+        if not 0 <= place < len(message.signals):
+            raise ValueError(f"{message.name}: there is no signal {place}, which selects others")
         signal = message.signals[place]
         if signal.of_id or signal.needed_bytes > 8:
             return False, 0

@@ -26,7 +26,7 @@ class Decoder:
         self.manifest = manifest
         try:
             self.plan = Plan(manifest)
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise InputError("decoder manifest", str(error), "correct the database and compile it again") from error
         self.decode = FrameDecoder(self.plan).decode
         self.decode_batch = BatchDecoder(self.plan).decode_batch

@@ -26,7 +26,8 @@ class InputError(EdgeError):
         self.place = str(place)
         self.problem = problem
         self.way_out = way_out
-        super().__init__(f"{place}: {problem}" + (f"; {way_out}" if way_out else ""))
+        text = f"{place}: {problem}" + (f"; {way_out}" if way_out else "")
+        super().__init__(" ".join(text.splitlines()))  # one line, whatever was quoted
 
 
 class OutboxError(EdgeError):

@@ -211,7 +211,7 @@ def parse(content: bytes, place: object = "manifest") -> DecoderManifest:
         )
     try:
         return _manifest(json.loads(body), body)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(place, f"is not a valid manifest ({error})", "compile it again") from error
 
 

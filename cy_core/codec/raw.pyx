@@ -310,10 +310,8 @@ cdef class RawCodec(Streams):
             if who == NOBODY:
                 who = self._code_new(coder, line_number, next.stream)
             if who >= self.stream_count or (self.line_count > 1 and self.streams[who].bus != line_number):
-                coder.failed = True
-                who = 0
-                if self.stream_count == 0:
-                    return 0
+                coder.failed = True  # and nobody takes a turn in the line of another bus
+                return 0
         next.stream = who
         gap = code_gap(coder, models, bus, &self.dues[who], self.dues, self._other(line_number), next.time - bus.last)
         next.time = <int64_t>(<uint64_t>bus.last + <uint64_t>gap)
