@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease
 .PHONY: packages build clean node
+.PHONY: demo test lint bench callgrind fuzz crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease genconfig
+.PHONY: build clean node
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -88,6 +90,10 @@ prerelease: $(READY)
 	  'azure-iot-device==2.15.0rc1' 'paho-mqtt>=2,<3'
 	PYTHONPATH=build/prerelease $(BIN)/python -m pytest -q \
 	  tests/test_simulator_hub.py tests/test_simulate_routes.py tests/test_simulate_service.py
+
+# Whether iotedgedev makes the same manifest of our template as we do.
+genconfig: $(READY)
+	$(BIN)/python -m tests.genconfig build/genconfig
 
 # Node's azure-iot-device, which a test then runs against the simulator.
 node:

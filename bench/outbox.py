@@ -257,9 +257,9 @@ async def _rate(
 @asynccontextmanager
 async def _sink(folder: Path) -> Any:
     address = free_address()
-    ca, certificate, key = certificates.make(folder, address, [])
+    _, certificate, key = certificates.make(folder, address, [])
     hub = Sink("hub.example", "car", address, folder, {"uplink": KEY})
-    socket = WorkloadSocket("uplink", KEY, ca.read_text())
+    socket = WorkloadSocket("hub.example/car/uplink", KEY, certificates.Authority(folder))
     await hub.start(certificate, key)
     await socket.start(folder / "workload.sock")
     names = {

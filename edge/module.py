@@ -105,13 +105,16 @@ async def cancel(*tasks: "asyncio.Task[Any]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def main(run: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
-    """Run a module until its run(stop) returns, and end the process."""
+def main(run: Callable[[asyncio.Event], Awaitable[None]], large_bytes: int = LARGE_BYTES) -> NoReturn:
+    """Run a module until its run(stop) returns, and end the process.
+
+    Buffers of large_bytes and more go back to the system at once; each costs its page faults anew.
+    """
     # The SDK has a dozen threads, and each would get an arena of the heap for itself; and without a fixed threshold
     # the heap keeps the largest buffers it ever held.
     libc = ctypes.CDLL(None)
     libc.mallopt(M_ARENA_MAX, 1)
-    libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    libc.mallopt(M_MMAP_THRESHOLD, large_bytes)
     edge_log.setup()
     code = _main(run)
     sys.stdout.flush()

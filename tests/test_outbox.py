@@ -13,8 +13,10 @@ from pathlib import Path
 
 import apsw
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cy_core.crc32c import crc32c
+from cy_core.crc32c import crc32c, crc32c_by_tables
 from edge.errors import InputError, OutboxError, OutboxFull
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
 
@@ -43,6 +45,16 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 def test_crc32c_gives_the_published_check_value():
     assert crc32c(b"123456789") == 0xE3069283
     assert crc32c(b"6789", crc32c(b"12345")) == 0xE3069283
+
+
+@given(st.binary(max_size=100), st.integers(0, 2**32 - 1))
+def test_crc32c_in_hardware_is_the_one_by_tables(data, start):
+    assert crc32c(data, start) == crc32c_by_tables(data, start)
+
+
+def test_crc32c_of_more_than_is_done_at_once_is_the_one_by_tables():
+    data = random.Random(1).randbytes((1 << 20) + 3)
+    assert crc32c(data) == crc32c_by_tables(data)
 
 
 def test_what_was_appended_comes_back_as_it_was(outbox):

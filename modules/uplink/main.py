@@ -21,6 +21,7 @@ from edge.outbox import Outbox, Stats
 from edge.twin import Twin
 from edge.uplink import Uplink, UplinkSettings
 
+MESSAGES_BYTES = 1 << 20  # no message is as large: their buffers are used again
 FINISH_SECONDS = 2.0  # for what is in flight when the runtime stops the module; closing takes 2 s more at most
 
 
@@ -118,4 +119,4 @@ async def run(stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    module.main(run)
+    module.main(run, MESSAGES_BYTES)
