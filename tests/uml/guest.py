@@ -42,7 +42,7 @@ for m in {modules}; do test ! -e $M/$m.ko || insmod $M/$m.ko; done
 mount -t overlay -o lowerdir=/,upperdir=/run/upper,workdir=/run/work overlay /run/root
 cd /run/root
 mount -t proc proc proc; mount -t sysfs sys sys; mount -t devtmpfs dev dev; mount -t tmpfs tmpfs run
-mkdir -p run/netns dev/shm; mount -t tmpfs tmpfs tmp; mkdir -p .{out}
+mkdir -p run/netns dev/shm .{out}
 mount -t hostfs none .{out} -o {out},sync
 ip link set lo up
 export BORDNETZ_GUEST_OUT={out}
