@@ -524,3 +524,12 @@ def _fill(path: Path) -> None:
                 file.write(bytes(4096))
         except OSError:
             return
+
+
+def test_an_outbox_that_is_closed_says_so_also_where_another_process_marks_it(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.close()
+    (tmp_path / "outbox.suspect").touch()
+    with pytest.raises(OutboxError, match="is closed"):
+        outbox.cursor("source")
+    outbox.close()

@@ -76,8 +76,10 @@ class Outbox:
 
     def _enter(self) -> None:
         self._end_check()
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
         with _translated(self._files):
+            if self._lock < 0:
+                raise OutboxError(f"{self._files.folder}: is closed")
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             is_checked = salvage.enter(self._lock, self._files, self._quota_bytes)
             self._db = database.connect(self._files.database, self._quota_bytes)
             database.check_format(self._db)
@@ -106,6 +108,7 @@ class Outbox:
             self._db.close()
         with suppress(OSError):
             os.close(self._lock)
+        self._lock = -1
 
     # The collector's side
 
