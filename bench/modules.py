@@ -1,10 +1,11 @@
-"""The modules as they run in a vehicle: peak memory, and how soon they do their work."""
+"""The modules as they run in a vehicle, beside its packages alone: peak memory, and how soon they do their work."""
 
 import asyncio
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ FOREIGN = ("cantools", "numpy", "pyarrow", "click", "can")
 
 
 def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
-    measured = asyncio.run(_measure(load, folder))
+    python = vehicle_python(ROOT / "build" / "vehicle")
+    measured = asyncio.run(_measure(load, folder, python))
     for module, asked in ASKED_MB.items():
         yield {"figure": f"{module}: peak resident memory", "mb": measured[module]["peak_mb"], "asked_at_most": asked}
-    again = asyncio.run(_measure(load, folder, fresh=False))
+    again = asyncio.run(_measure(load, folder, python, fresh=False))
     for name, run in (("first start, settings from the twin", measured), ("restart, settings kept", again)):
         yield {
             "figure": f"collector: process start to first frames stored, {name}",
@@ -43,10 +45,22 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
     yield {"figure": "collector imports", "of": FOREIGN, "found": sorted(set(FOREIGN) & set(loaded)), "asked": []}
 
 
-async def _measure(load: Workload, folder: Path, fresh: bool = True) -> dict[str, dict[str, Any]]:
+def vehicle_python(folder: Path) -> str:
+    """Of an environment like the image's: some of what the bench has is loaded by libraries wherever they find it."""
+    python = folder / "bin" / "python"
+    if not (folder / ".ready").exists():
+        packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *packages], check=True)
+        (folder / ".ready").touch()
+    return str(python)
+
+
+async def _measure(load: Workload, folder: Path, python: str, fresh: bool = True) -> dict[str, dict[str, Any]]:
     state = folder / "device"
     manifest = adapt(deployment.expand(ROOT / "deployment.template.json"), load.log, load.manifest)
-    async with EdgeDevice(manifest, state, modules_root=ROOT) as device:
+    async with EdgeDevice(manifest, state, modules_root=ROOT, python=python) as device:
         place = device.host_path(VEHICLE_FOLDER)
         # Another name is another recording: a restart begins it from its start.
         name = "bench.log" if fresh else "again.log"

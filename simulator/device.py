@@ -88,8 +88,9 @@ class EdgeDevice:
     """`async with EdgeDevice(manifest, state, modules_root=…) as device: device.start_modules()`.
 
     address: a loopback address on which port 8883 is free (None: find one). restart_scale shortens edgeAgent's
-    waiting times; 1 is as on a vehicle. on_line gets each line that a module writes, with the module's name. A
-    manifest whose images are not built here still gives identities: only start_modules needs the images.
+    waiting times; 1 is as on a vehicle. on_line gets each line that a module writes, with the module's name. python
+    runs the modules. A manifest whose images are not built here still gives identities: only start_modules needs the
+    images.
     in_containers: modules run under Docker (simulator/containers.py) instead of as processes.
     Raises InputError: the manifest is wrong.
     """
@@ -104,6 +105,7 @@ class EdgeDevice:
         device_id: str = "simulated-vehicle",
         restart_scale: float = 1.0,
         on_line: Callable[[str, bytes], None] | None = None,
+        python: str = sys.executable,
         in_containers: bool = False,
     ) -> None:
         self._in_containers = in_containers
@@ -112,6 +114,7 @@ class EdgeDevice:
         self._root = modules_root.absolute()
         self._scale = restart_scale
         self._on_line = on_line
+        self._python = python
         self.device_id = device_id
         self.address = address or (containers.hub_address() if in_containers else free_address())
         state.mkdir(parents=True, exist_ok=True)
@@ -328,7 +331,7 @@ class EdgeDevice:
 
     def _command(self, module: Module) -> list[str]:
         if not self._in_containers:
-            return [sys.executable, "-m", f"modules.{module.folder}.main"]
+            return [self._python, "-m", f"modules.{module.folder}.main"]
         settings = object_of(module.definition, "settings")
         options = create_options(settings)
         containers.remove(self._container(module))
