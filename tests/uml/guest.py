@@ -8,11 +8,13 @@ process says nothing about the command: the command's status comes back in a fil
 `user-mode-linux` brings the kernel; it needs no privilege, but file permissions are those of whoever starts it.
 """
 
+import functools
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from pathlib import Path
 
 KERNEL = shutil.which("linux.uml") or ""
 MODULES = Path("/usr/lib/uml/modules")
+BOOT_SECONDS = 90.0  # two or three are usual
 # modprobe does not look there: in the order of their dependencies.
 CAN = [
     "drivers/net/can/dev/can-dev",
@@ -52,12 +55,20 @@ halt -f
 """
 
 
+@functools.cache
 def missing() -> str:
     """Why there can be no guest here, with the way out; empty where there can."""
     if not KERNEL or not MODULES.is_dir():
         return "user-mode-linux is not installed: apt-get install user-mode-linux kmod iproute2 can-utils"
     absent = [tool for tool in ("insmod", "ip") if not shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin")]
-    return f"{', '.join(absent)} are not installed: apt-get install kmod iproute2" if absent else ""
+    if absent:
+        return f"{', '.join(absent)} are not installed: apt-get install kmod iproute2"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run(["true"], Path(folder), BOOT_SECONDS, modules=())
+        except (OSError, RuntimeError) as error:
+            return f"a guest does not come up on this machine ({error})"
+    return ""
 
 
 @contextmanager
