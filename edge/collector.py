@@ -7,7 +7,8 @@
 A block is stored at the latest durable_s (or a campaign's latency_s) after its first frame came: that much of a live
 bus is what a kill can cost, and the next block says how many frames are missing. A replay goes on from the cursor
 that was stored together with its data, so a kill costs it nothing and gives nothing twice. An event that was under
-way at a kill goes on after it, if the clock is still that of the same boot.
+way at a kill goes on after it, if the clock is still that of the same boot. A live source is read without a campaign
+too: the doctor and a snapshot then know the buses, and the first campaign begins with the frames of its time.
 """
 
 import logging
@@ -83,7 +84,7 @@ class Collector:
         on_first: Callable[[], None] = lambda: None,
         ring_bytes: int = 16 << 20,
     ) -> None:
-        """on_first is called once, when the first frames have been stored."""
+        """on_first is called once, when the first block has been stored."""
         self.totals = Totals()
         self.finished = False
         self.source = source
@@ -139,7 +140,7 @@ class Collector:
         """Collect until stopping() or the end of the source; between() is called between steps."""
         while not stopping() and not self.finished:
             between()
-            if self.line.streams:
+            if self.line.streams or self.source.live:
                 self.step()
             else:
                 time.sleep(READ_WAIT_S)
@@ -155,6 +156,11 @@ class Collector:
         if not more or len(self._frames) >= self._block_frames or (self._frames and time.monotonic() >= self._due()):
             self.store()
         self.finished = not more
+
+    @property
+    def held_s(self) -> float:
+        """How long the oldest frame that is not in a block has been waiting."""
+        return time.monotonic() - self._since if len(self._frames) else 0.0
 
     def store(self, last: bool = False, ending: Collection[str] = ()) -> None:
         """Make blocks of the frames held, and return when they are durable.
@@ -176,7 +182,7 @@ class Collector:
         if records or last or time.monotonic() - self._cursor_stored >= CURSOR_S:
             self._append(records)
             self._cursor_stored = time.monotonic()
-        if not self.totals.frames and count:
+        if records and not self.totals.blocks:
             self._on_first()
         self.totals.frames += count
         self.totals.blocks += len(records)

@@ -15,7 +15,6 @@ import msgspec
 from edge import fates
 from edge.errors import InputError
 from edge.line import Line, Stream
-from edge.message import Quality
 from edge.names import Names
 from edge.source import Source
 
@@ -28,12 +27,16 @@ BUS_WORDS = {"unknown": "of no message", "segments": "parts of messages", "short
 OLD_S = 30.0  # a status file of that age is of a collector that does not run
 
 
-def describe(line: Line, source: Source, names: Names, refused: Mapping[str, str]) -> dict[str, Any]:
-    """Everything from frame to block, by bus and campaign. Times are UTC in microseconds."""
+def describe(
+    line: Line, source: Source, names: Names, refused: Mapping[str, str], held_s: float = 0.0
+) -> dict[str, Any]:
+    """Everything from frame to block, by bus and campaign. Times are UTC in microseconds.
+
+    held_s: since when frames may have come that the line has not counted yet.
+    """
     clock = source.clock
     offset_us = clock.utc_offset_us
-    is_live = clock.quality != Quality.RECORDED
-    now_us = time.time_ns() // 1000 if is_live else line.traffic.clock_us + offset_us
+    now_us = time.time_ns() // 1000 if source.live else line.traffic.clock_us + offset_us
     buses: dict[str, dict[str, Any]] = {}
     transport = line.assembler.counters()
     for number, name in enumerate(names.buses):
@@ -48,6 +51,7 @@ def describe(line: Line, source: Source, names: Names, refused: Mapping[str, str
             buses[name]["transport"] = dict(zip(("assembled", "failed", "stray"), transport[number], strict=True))
     return {
         "now_us": now_us,
+        "counted_us": now_us - round(held_s * 1e6),
         "source": {"name": source.name, "problem": source.problem, "frames": source.position},
         "buses": buses,
         "ring": {
@@ -145,7 +149,7 @@ def explain(status: Mapping[str, Any]) -> list[str]:
     if not source["frames"]:
         lines.append(f"source {source['name']} has not given a single frame yet")
     for name, bus in status["buses"].items():
-        lines += [f"bus {name}: {said}" for said in _of_bus(bus, status["now_us"])]
+        lines += [f"bus {name}: {said}" for said in _of_bus(bus, status["counted_us"])]
     for name, reason in status["refused"].items():
         lines.append(f"{name} is refused, and what was valid before goes on: {reason}")
     if not status["campaigns"]:
@@ -202,7 +206,7 @@ def _of_condition(
     silent = [operand for operand in condition["operands"] if not operand["samples"]]
     for operand in silent:
         bus = status["buses"][operand["bus"]]
-        said = _silence(bus, status["now_us"]) or "the bus carries other frames"
+        said = _silence(bus, status["counted_us"]) or "the bus carries other frames"
         yield f"{operand['signal']} was never received on {operand['bus']}; {said}"
     if silent or campaign["events"]:
         return
@@ -216,9 +220,9 @@ def _of_condition(
         yield f"its condition was true {condition['true']} times, each within cooldown_s"
 
 
-def _of_bus(bus: Mapping[str, Any], now_us: int) -> Iterable[str]:
+def _of_bus(bus: Mapping[str, Any], counted_us: int) -> Iterable[str]:
     """Silence, and what is lost on it. Counters that a healthy bus has too are in no sentence: see bus_lines."""
-    if said := _silence(bus, now_us):
+    if said := _silence(bus, counted_us):
         yield said
     if bus["dropped"]:
         yield f"the kernel dropped {bus['dropped']:,} frames, because the collector did not read them in time"
@@ -243,11 +247,11 @@ def bus_lines(status: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _silence(bus: Mapping[str, Any], now_us: int) -> str:
+def _silence(bus: Mapping[str, Any], counted_us: int) -> str:
     """What is wrong with a bus; empty where nothing is."""
     if not bus["frames"]:
         return "the bus has never carried a frame"
-    if now_us - bus["last_us"] > SILENT_S * 1e6:
+    if counted_us - bus["last_us"] > SILENT_S * 1e6:
         return f"the bus is silent since {_clock(bus['last_us'])}"
     return ""
 

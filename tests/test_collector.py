@@ -31,6 +31,7 @@ class HandSource:
     """Gives what the test puts into it."""
 
     name = "hand"
+    live = False
     overflowed = 0
     dropped: dict[str, int] = {}  # noqa: RUF012
     unparsed_lines = 0
@@ -115,11 +116,14 @@ def outbox(tmp_path: Path) -> collections.abc.Iterator[Outbox]:
 def test_a_block_is_stored_when_it_is_full_and_not_before(outbox: Outbox) -> None:
     source = HandSource().put(*(motion(n) for n in range(5)))
     collector = everything(Collector(source, Decoder(MANIFEST), outbox), block_frames=10)
+    assert collector.held_s == 0
     collector.step()
     assert stored(outbox) == []
+    assert collector.held_s > 0
     source.put(*(motion(n) for n in range(5, 12)))
     collector.step()
     assert times(stored(outbox)) == list(range(10))
+    assert collector.held_s == 0
 
 
 def test_a_frame_waits_no_longer_than_durable_s(outbox: Outbox) -> None:
@@ -222,12 +226,31 @@ def test_a_source_that_ends_leaves_nothing_unstored(outbox: Outbox) -> None:
     assert times(stored(outbox)) == list(range(25))
 
 
-def test_without_a_campaign_nothing_is_read(outbox: Outbox) -> None:
+def test_without_a_campaign_a_recording_waits(outbox: Outbox) -> None:
     source = HandSource().put(motion(1))
     collector = Collector(source, Decoder(MANIFEST), outbox)
     stops = iter([False, True])
     collector.run(lambda: next(stops))
     assert source.waiting == [motion(1)]
+
+
+def test_without_a_campaign_a_live_bus_is_known_and_the_first_campaign_begins_at_its_own_time(outbox: Outbox) -> None:
+    stored_first: list[int] = []
+    source = HandSource().put(*(motion(n) for n in range(5)))
+    source.live, source.missing = True, 3
+    collector = Collector(source, Decoder(MANIFEST), outbox, lambda: stored_first.append(source.position))
+    stops = iter([False, False, True])
+    collector.run(lambda: next(stops))
+    assert collector.line.traffic.bus(0).frames == 5
+    assert len(outbox.peek(1 << 30, 10)) == 0
+    assert stored_first == []
+    everything(collector, durable_s=0)
+    source.put(*(motion(n) for n in range(5, 8)))
+    collector.step()
+    assert times(stored(outbox)) == [5, 6, 7]
+    ((_, kept),) = stored(outbox)
+    assert (kept.coverage.first, kept.coverage.end, kept.coverage.missing) == (5, 8, 0)
+    assert stored_first == [8]
 
 
 # -- campaigns

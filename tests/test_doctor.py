@@ -60,6 +60,15 @@ def test_a_bus_that_fell_silent_is_named_with_the_time() -> None:
     assert lines == ["bus can0: the bus is silent since 12:00:00"]
 
 
+def test_a_bus_whose_frames_wait_for_a_block_is_not_called_silent() -> None:
+    line, source = Line(Decoder(MANIFEST)), RecordedSource()
+    line.take(Batch(batch([frame(0), frame(5, 1, 2)]), Coverage("s", 0, 2), source.clock))
+    source.position = 2
+    silent = "bus can0: the bus is silent since 12:00:00"
+    assert silent in explain(describe(line, source, Names(MANIFEST), {}))
+    assert silent not in explain(describe(line, source, Names(MANIFEST), {}, held_s=4))
+
+
 def test_an_operand_that_was_never_received_is_the_reason() -> None:
     brake = Campaign(SPEED, when="Cells.Cell0 > 80 and Motion.Speed > 50")
     lines = said([frame(0), frame(1, 1, 99)], brake=brake)

@@ -138,8 +138,13 @@ async def test_a_kill_on_a_live_bus_costs_at_most_durable_s_and_the_audit_says_h
         put(device, manifest)
         path = tmp_path / "bus.sock"
         device.host_path(VEHICLE_FOLDER).joinpath("bus.sock").symlink_to(path)
+        device.start_modules()
+        async with asyncio.timeout(60):
+            while True:
+                if (await status(device, "collector"))["campaigns"]:
+                    break
+                await asyncio.sleep(0.05)
         with LiveBus(path, log, manifest.buses) as bus:
-            device.start_modules()
             async with asyncio.timeout(60):
                 while device.hub.counters["messages"] < 3:
                     await device.hub.changed(60)

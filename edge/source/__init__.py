@@ -19,6 +19,7 @@ from edge.message import Clock
 
 class Source(Protocol):
     missing: int  # frames known to be lost before position; the collector sets it to 0 once that is stored
+    live: bool  # frames pass whether they are read or not; a recording waits for its first campaign
 
     @property
     def name(self) -> str: ...

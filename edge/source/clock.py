@@ -12,6 +12,7 @@ from pathlib import Path
 from edge.message import Clock, Quality
 
 STA_UNSYNC = 0x0040  # <linux/timex.h>
+_libc = ctypes.CDLL(None)
 
 
 @cache
@@ -44,7 +45,7 @@ def read_clock() -> Clock:
 def _is_synchronised() -> bool:
     """adjtimex(2), asked without setting anything: struct timex begins with `modes`, `status` follows 4 longs on."""
     timex = ctypes.create_string_buffer(512)
-    if ctypes.CDLL(None).adjtimex(timex) < 0:
+    if _libc.adjtimex(timex) < 0:
         return False
     status = ctypes.c_int.from_buffer(timex, 5 * ctypes.sizeof(ctypes.c_long)).value
     return not status & STA_UNSYNC

@@ -21,6 +21,7 @@ HEAD_BYTES = 1 << 16
 class Replay:
     """speed: 1 is real time, 0 as fast as frames are taken. The clock is the recording's."""
 
+    live = False
     missing = 0
     overflowed = 0
     dropped: Mapping[str, int] = {}

@@ -41,6 +41,7 @@ class SocketCan:
     that passed during a restart only where the driver counts them as received.
     """
 
+    live = True
     unparsed_lines = 0
 
     def __init__(self, interfaces: Sequence[str], buses: Sequence[str]) -> None:

@@ -39,6 +39,7 @@ class Hello(msgspec.Struct, forbid_unknown_fields=True):
 class Stream:
     """Connects when there is somebody to connect to, and again whenever the connection ends."""
 
+    live = True
     unparsed_lines = 0
     overflowed = 0
     dropped: Mapping[str, int] = {}

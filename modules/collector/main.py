@@ -218,7 +218,8 @@ class Module:
 
     def _describe(self) -> dict[str, Any]:
         refused = self.twin.state["refused"]
-        described = doctor.describe(self.collector.line, self.collector.source, self._names, refused)
+        collector = self.collector
+        described = doctor.describe(collector.line, collector.source, self._names, refused, collector.held_s)
         doctor.add_fates(described, self._folder)
         return described
 
