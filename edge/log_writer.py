@@ -99,28 +99,31 @@ def _python_can(path: Path) -> Iterator[_PythonCanWriter]:
         import can
     except ImportError as error:
         raise InputError(path, "writing this form needs python-can", "pip install 'bordnetz[bench]'") from error
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with can.Logger(part) as writer:
-            yield _PythonCanWriter(writer, can.Message)
-        part.replace(path)
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"cannot be written ({error})", "give a path in a folder you own") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with _whole(path) as part:
+        try:
+            with can.Logger(part) as writer:
+                yield _PythonCanWriter(writer, can.Message)
+        except ValueError as error:
+            raise InputError(path, f"cannot be written ({error})", "write it as candump's .log") from error
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears whole or not at all, compressed by its suffix. Raises InputError: it cannot be written."""
+    with _whole(path) as part, part.open("wb") as file, _compressed(file, path.suffix) as out:
+        yield out
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of the other one at the end."""
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with part.open("wb") as file, _compressed(file, path.suffix) as out:
-            yield out
+        yield part
         part.replace(path)
     except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror})", "give a path in a folder you own") from error
+        reason = error.strerror or error
+        raise InputError(path, f"cannot be written ({reason})", "give a path in a folder you own") from error
     finally:
         with suppress(OSError):
             part.unlink()
@@ -128,7 +131,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def _compressed(file: BinaryIO, suffix: str) -> AbstractContextManager[Any]:
     if suffix == ".gz":
-        return gzip.GzipFile("", "wb", 6, file, mtime=0)
+        return gzip.GzipFile("", "wb", 6, file, mtime=0)  # no name, no time: the same frames are the same file
     if suffix == ".zst":
         import zstandard
 

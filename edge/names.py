@@ -49,9 +49,7 @@ class Names:
 
     def closest(self, name: str) -> str:
         """The way out for a name that is not there."""
-        folded = {known.lower(): known for known in self._places}
-        near = close(name.lower(), folded, n=1, cutoff=0.5)
-        return f"did you mean {folded[near[0]]}?" if near else "`bordnetz signals` lists what there is"
+        return closest(name, self._places)
 
 
 def physical_range(signal: Signal) -> tuple[float, float]:
@@ -67,6 +65,13 @@ def raw_range(signal: Signal) -> tuple[int, int]:
     if signal.signed:
         return -(1 << (signal.length - 1)), (1 << (signal.length - 1)) - 1
     return 0, (1 << signal.length) - 1
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The way out for a name that is none of these."""
+    folded = {one.lower(): one for one in known}
+    near = close(name.lower(), folded, n=1, cutoff=0.5)
+    return f"did you mean {folded[near[0]]}?" if near else "`bordnetz signals` lists what there is"
 
 
 def close(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:

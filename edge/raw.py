@@ -17,7 +17,7 @@ from typing import NamedTuple
 from cy_core.pick import FramePicker
 from edge.errors import InputError
 from edge.manifest import Message, pgn_of
-from edge.names import Names
+from edge.names import Names, closest
 
 MOST_ENTRIES = 1000
 EXTENDED = 0x80000000
@@ -63,7 +63,7 @@ def compile_frames(place: str, entries: Iterable[str], names: Names, is_private:
             own = [m for m in messages if m.bus in on and fnmatch.fnmatchcase(m.name, what)]
             if not own:
                 known = [m.name for m in messages if m.bus in on]
-                raise InputError(here, f"{what!r} matches no message of {' or '.join(on)}", _closest(what, known))
+                raise InputError(here, f"{what!r} matches no message of {' or '.join(on)}", closest(what, known))
             is_exact = what in (m.name for m in own) or is_private(what)
             if not is_exact and all(m in private for m in own):
                 raise InputError(here, "matches nothing but identifiers of the vehicle", f"name {own[0].name}")
@@ -106,11 +106,3 @@ def _identifier(place: str, what: str) -> tuple[int, int] | None:
 
 def _is_private(message: Message, is_private: Callable[[str], bool]) -> bool:
     return any(is_private(f"{message.name}.{signal.name}") for signal in message.signals)
-
-
-def _closest(name: str, known: list[str]) -> str:
-    import difflib  # here: a vehicle needs it only where something is wrong
-
-    folded = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), folded, 1, 0.5)
-    return f"did you mean {folded[close[0]]}?" if close else "`bordnetz signals` lists what there is"

@@ -8,16 +8,12 @@ The same seed gives the same frames, on every platform; a longer drive begins wi
 """
 
 import copy
-import gzip
-import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import zstandard
+from typing import BinaryIO
 
 from edge.errors import InputError
+from edge.log_writer import CANDUMP, whole_file
 from simulator.vehicle.physics import Van
 from simulator.vehicle.state import State
 from simulator.vehicle.traffic import STEP_US, Frame, Traffic
@@ -51,19 +47,10 @@ def write_log(path: Path | str, seconds: float, seed: int, progress: Callable[[f
     0 to 1. Raises InputError: another form is asked for, or the file cannot be written.
     """
     path = Path(path)
-    if not path.name.endswith((".log", ".log.gz", ".log.zst")):
+    if not path.name.endswith(CANDUMP):
         raise InputError(path, "a drive is written in candump's form", "give a name that ends in .log or .log.gz")
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with part.open("wb") as file, _compressed(file, path.suffix) as out:
-            count = _write(out, seconds, seed, progress or (lambda share: None))
-        part.replace(path)
-    except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror})", "give a path in a folder you own") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-    return count
+    with whole_file(path) as out:
+        return _write(out, seconds, seed, progress or (lambda share: None))
 
 
 def _states(seconds: float, seed: int, start_us: int) -> Iterator[State]:
@@ -74,14 +61,6 @@ def _states(seconds: float, seed: int, start_us: int) -> Iterator[State]:
     while van.state.tick * STEP_US < seconds * 1_000_000:
         yield van.state
         van.step()
-
-
-def _compressed(file: BinaryIO, suffix: str) -> AbstractContextManager[Any]:
-    if suffix == ".gz":
-        return gzip.GzipFile("", "wb", 6, file, mtime=0)  # no name, no time: the same drive is the same file
-    if suffix == ".zst":
-        return zstandard.ZstdCompressor().stream_writer(file, closefd=False)
-    return nullcontext(file)
 
 
 def _write(out: BinaryIO, seconds: float, seed: int, progress: Callable[[float], None]) -> int:
