@@ -13,8 +13,9 @@ from cy_core.ring import Ring
 from edge.campaign import Campaign, SignalRule, compile_campaigns
 from edge.collector import READ_WAIT_S, CollectorSettings
 from edge.decoder import Decoder
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.message import Clock, Coverage
+from edge.stream import Batch
 
 BATCH_FRAMES = 8192
 ROUNDS = 5

@@ -23,10 +23,11 @@ from edge.campaign import Campaign, Selection
 from edge.decoder import Decoder
 from edge.document import Reference
 from edge.errors import OutboxError
-from edge.line import Batch, Line, Place
+from edge.line import Line
 from edge.message import Coverage
 from edge.outbox import NewRecord, Outbox
 from edge.source import Source
+from edge.stream import Batch, Place
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ import msgspec
 
 from edge import fates
 from edge.errors import InputError
-from edge.line import Line, Stream
+from edge.line import Line
 from edge.names import Names
 from edge.source import Source
+from edge.stream import Stream
 
 STATUS_FILE = "status-collector.json"
 SILENT_S = 2.0  # a bus without a frame for so long is called silent

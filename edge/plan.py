@@ -23,12 +23,13 @@ from edge import block
 from edge.campaign import Selection
 from edge.decoder import Decoder
 from edge.errors import InputError
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Signal
 from edge.message import UNIT_BYTES, Block, Clock, Coverage, Quality
 from edge.names import Names
 from edge.outbox import NewRecord
+from edge.stream import Batch
 from edge.summary import Reader, is_summary, named
 
 READ_FRAMES = 32_768

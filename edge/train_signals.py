@@ -12,10 +12,11 @@ from cy_core.columns import Columns
 from cy_core.frames import Frames
 from edge.campaign import Selection
 from edge.decoder import Decoder
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.manifest import DecoderManifest
 from edge.message import Clock, Coverage
 from edge.pack import cut
+from edge.stream import Batch
 from edge.table import Table
 from edge.train import LEARNING_SECONDS
 

@@ -16,10 +16,11 @@ from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign, compile_campaigns
 from edge.decoder import Decoder
 from edge.errors import InputError
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.manifest import DecoderManifest, Message, Signal, no_values
 from edge.message import Block, Clock, Coverage
 from edge.names import Names
+from edge.stream import Batch
 from edge.typed import explain
 from tests.strategies import batch
 

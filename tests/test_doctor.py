@@ -17,11 +17,12 @@ from edge.cli import main
 from edge.decoder import Decoder
 from edge.doctor import bus_lines, describe, examine, explain, write_status
 from edge.errors import InputError
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Clock, Coverage, Quality
 from edge.names import Names
+from edge.stream import Batch
 from edge.train import train
 from tests.strategies import batch
 from tests.test_collector import MANIFEST, HandSource

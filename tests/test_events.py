@@ -17,9 +17,10 @@ from edge import block
 from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.collector import Collector
 from edge.decoder import Decoder
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.message import Block, Clock, Coverage
 from edge.outbox import MIN_QUOTA_BYTES, Outbox
+from edge.stream import Batch
 from tests.strategies import batch
 from tests.test_collector import MANIFEST, HandSource
 

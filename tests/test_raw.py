@@ -19,10 +19,11 @@ from edge.campaign import Campaign, SignalRule, compile_campaign
 from edge.cli import main
 from edge.decoder import Decoder
 from edge.errors import InputError
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.logs import open_log
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Coverage, Quality, Record, pack
+from edge.stream import Batch
 from edge.table import Table
 from edge.train import train
 from fleet import raw, table

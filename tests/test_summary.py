@@ -18,9 +18,10 @@ from edge import block, summary
 from edge.campaign import DROPPED, Campaign, SignalRule, compile_campaign
 from edge.decoder import Decoder
 from edge.errors import BlockCorrupt, InputError
-from edge.line import Batch, Line
+from edge.line import Line
 from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Coverage, Quality, Record, pack
+from edge.stream import Batch
 from edge.summary import Reader, Summaries, Summary, SummingReducer
 from tests.reference import reduce as slow
 from tests.strategies import PATIENT, batch
