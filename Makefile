@@ -5,9 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease
-.PHONY: packages build clean node
-.PHONY: demo test lint bench callgrind fuzz crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease genconfig
-.PHONY: build clean node
+.PHONY: packages build clean node genconfig
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -89,7 +87,9 @@ prerelease: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/prerelease \
 	  'azure-iot-device==2.15.0rc1' 'paho-mqtt>=2,<3'
 	PYTHONPATH=build/prerelease $(BIN)/python -m pytest -q \
-	  tests/test_simulator_hub.py tests/test_simulate_routes.py tests/test_simulate_service.py
+	  $(patsubst %,tests/test_simulat%.py,$(SDK_TESTS))
+
+SDK_TESTS = or_connections or_methods or_telemetry or_twin or_workload e_routes e_service
 
 # Whether iotedgedev makes the same manifest of our template as we do.
 genconfig: $(READY)
