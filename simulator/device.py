@@ -16,6 +16,7 @@ import logging
 import random
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,7 +31,7 @@ from simulator.certificates import Authority
 from simulator.deployment import create_options, module_of_image, modules_content
 from simulator.faults import FaultyHub
 from simulator.modulelog import ModuleLog
-from simulator.registry import Registry
+from simulator.registry import ID, Registry
 from simulator.secret import Secret
 from simulator.service import POLICY, Service
 from simulator.sockets import Sockets
@@ -70,6 +71,9 @@ class EdgeDevice:
         python: str = sys.executable,
         in_containers: bool = False,
     ) -> None:
+        if not ID.fullmatch(device_id):
+            way_out = "1 to 128 letters, digits and -:.+%_#*?!(),=@$'"
+            raise InputError("simulator", f"the device id {device_id!r} is none", way_out)
         self._in_containers = in_containers
         self._content = modules_content(manifest, Path("manifest"))
         self._state = state.absolute()
@@ -115,12 +119,18 @@ class EdgeDevice:
             self._state / "certificates", self.address, ["localhost"]
         )
         for client in sorted((self._state / "certificates" / "clients").glob("*.pem")):
-            self.hub.trust(client)
+            try:
+                self.hub.trust(client)
+            except ssl.SSLError as error:
+                raise InputError(client, f"is no certificate ({error.reason})", "PEM is read") from error
         for name in self.modules:
             await self._open_workload(name)
         self._set_twins()
         try:
             await self.hub.start(self._certificate, self._key_file)
+        except ssl.SSLError as error:
+            what = f"{self._certificate.name} and its key cannot be read ({error.reason})"
+            raise certificates.damaged(self._certificate.parent, what) from error
         except OSError as error:
             place = f"simulator: {self.address}:{PORT}"
             raise InputError(place, f"cannot be listened on ({error.strerror})", "take another address") from error

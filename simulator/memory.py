@@ -1,11 +1,18 @@
 """What the hub keeps of each identity, over restarts: its twin and its session, in hub.json of the state folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge.errors import InputError
 from simulator.twin import Twin
+
+
+class _State(msgspec.Struct):
+    twins: dict[str, Twin] = {}
+    subscriptions: dict[str, dict[str, int]] = {}
+    deployed: dict[str, dict[str, Any]] = {}
 
 
 class Memory:
@@ -19,37 +26,30 @@ class Memory:
         self._stored = _read(path)
         self.twins: dict[str, Twin] = {}
         self.subscriptions: dict[str, dict[str, int]] = {}
-        self.deployed: dict[str, Any] = self._stored.get("deployed", {})
+        self.deployed = self._stored.deployed
 
     def recall(self, identity: str) -> None:
         """As it was the last time, or anew."""
         if identity not in self.twins:
-            self.twins[identity] = Twin(self._stored.get("twins", {}).get(identity))
-            self.subscriptions[identity] = dict(self._stored.get("subscriptions", {}).get(identity, {}))
+            self.twins[identity] = self._stored.twins.get(identity) or Twin()
+            self.subscriptions[identity] = self._stored.subscriptions.get(identity, {})
 
     def forget(self, identity: str) -> None:
-        for known in (self.twins, self.deployed, self.subscriptions, *self._stored.values()):
+        stored = self._stored
+        for known in (self.twins, self.subscriptions, stored.twins, stored.subscriptions, stored.deployed):
             known.pop(identity, None)
 
     def keep(self) -> None:
         """Write it all. Raises OSError."""
-        state = {
-            "twins": {identity: twin.to_dict() for identity, twin in self.twins.items()},
-            "deployed": self.deployed,
-            "subscriptions": self.subscriptions,
-        }
         draft = self._path.with_suffix(".draft")
-        draft.write_text(json.dumps(state))
+        draft.write_bytes(msgspec.json.encode(_State(self.twins, self.subscriptions, self.deployed)))
         draft.replace(self._path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _State:
     try:
-        state = json.loads(path.read_text())
+        return msgspec.json.decode(path.read_bytes(), type=_State)
     except FileNotFoundError:
-        return {}
+        return _State()
     except (OSError, ValueError) as error:
         raise InputError(path, f"is no state of a hub ({error})", "delete it: twins and sessions start anew") from error
-    if not isinstance(state, dict):
-        raise InputError(path, "is no state of a hub", "delete it: twins and sessions start anew")
-    return state

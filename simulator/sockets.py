@@ -36,8 +36,9 @@ def sweep(folder: Path) -> None:
     """Remove what simulators that were killed have left behind: folders of sockets, by the process that made them."""
     for left in folder.glob("bordnetz-????????????-*"):
         number = left.name.rpartition("-")[2]
-        if number.isdecimal() and not Path("/proc", number).exists() and left.lstat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another simulator sweeps too
+            if number.isdecimal() and not Path("/proc", number).exists() and left.lstat().st_uid == os.getuid():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _digest(text: str) -> str:

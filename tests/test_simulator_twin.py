@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.errors import InputError
 from simulator import mqtt
 from simulator.connection import TWIN_ANSWERS, TWIN_PATCHES
 from simulator.device import EdgeDevice
@@ -174,12 +173,3 @@ async def test_another_deployment_replaces_the_desired_section(device):
     with pytest.raises(Rejected):
         device.hub.set_desired("uplink", {"a.b": 1})
     assert device.hub.twin("uplink").desired == {"latency_s": 7}
-
-
-async def test_a_state_file_that_is_damaged_is_named(tmp_path):
-    state = tmp_path / "device"
-    state.mkdir()
-    for text in ("{", "[]"):
-        (state / "hub.json").write_text(text)
-        with pytest.raises(InputError, match=r"hub\.json: is no state of a hub.*; delete it"):
-            EdgeDevice(MANIFEST, state, modules_root=tmp_path)
