@@ -58,6 +58,11 @@ class Module:
     def pid(self) -> int | None:
         return self.process.pid if self.process and self.process.returncode is None else None
 
+    @property
+    def is_down(self) -> bool:
+        """It should run, and does not: it waits for its restart, has failed, or has ended with an error for good."""
+        return self.state in ("backoff", "failed") or (self.state == "stopped" and bool(self.exit_code))
+
 
 class Launcher(Protocol):
     """How a module becomes a process; both may take a while."""

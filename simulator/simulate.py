@@ -144,13 +144,13 @@ class Simulation:
                 await self._tasks.end()
                 await self._switches.stop()
                 await control.stop()
-                failed = sorted(name for name, module in device.modules.items() if module.state == "failed")
+                down = sorted(name for name, module in device.modules.items() if module.is_down)
                 self._say("stopping the modules")
         counters = device.hub.counters
         self._say(f"{counters['messages']:,} messages, {counters['body_bytes']:,} bytes in {device.hub.messages_dir}")
-        for module in failed:
+        for module in down:
             self._say(f"{module} did not stay up: see {self._settings.state}/logs/{module}.log")
-        return not failed
+        return not down
 
     async def answer(self, request: Request) -> Answer:
         """On the control socket."""

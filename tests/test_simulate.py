@@ -119,14 +119,16 @@ def test_two_simulators_run_side_by_side_and_end_by_themselves(tmp_path):
 
 
 @pytest.mark.process
-def test_a_source_that_is_absent_is_explained(tmp_path):
+def test_a_source_that_is_absent_is_explained_and_a_module_that_is_down_at_the_end_is_no_success(tmp_path):
     run = Running(tmp_path / "state")
     try:
         line = run.until("no CAN interface")
         assert "collector: this machine has no CAN interface can0, can1, can2: it waits for them; --vehicle" in line
         assert "give one with --manifest" in run.until("no decoder manifest")
+        run.until("collector: backoff (it ended with 2)")
     finally:
-        assert run.end() == 0
+        assert run.end() == 1
+    assert any(line.startswith("collector did not stay up: see ") for line in run.lines)
 
 
 def test_who_talks_to_no_simulator_is_told_so(tmp_path):
