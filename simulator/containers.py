@@ -73,6 +73,9 @@ def arguments(place: str, options: Mapping[str, Any], host_path: Callable[[str],
     for known, given, where in ((OPTIONS, options, ""), (HOST_OPTIONS, host, "HostConfig.")):
         for key in sorted(key for key in given.keys() - known if given[key]):
             raise InputError(f"{place}: createOptions.{where}{key}", "is not applied here", "run it as a process")
+    for key in ("LogConfig", "Tmpfs"):
+        if not isinstance(host.get(key) or {}, dict):
+            raise InputError(f"{place}: createOptions.HostConfig.{key}", "is no object", "see Docker's API")
     made: list[str] = []
     for key, argument in PLAIN.items():
         value = host.get(key)

@@ -253,10 +253,13 @@ class EdgeDevice:
     def _module(self, name: str, definition: dict[str, Any]) -> Module:
         place, settings = f"manifest: module {name}", object_of(definition, "settings")
         try:
-            binds = object_of(create_options(settings), "HostConfig").get("Binds") or []
+            options = create_options(settings)
+            binds = object_of(options, "HostConfig").get("Binds") or []
             own = {key: _env_text(entry["value"]) for key, entry in object_of(definition, "env").items()}
             rewritten = self._binds.rewrite(own, binds)
             environment = own if self._in_containers else rewritten
+            if self._in_containers:
+                containers.arguments(place, options, self.host_path)  # what cannot be applied is refused now
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(place, f"env, createOptions or Binds are wrong ({error})", "see bordnetz check") from error
         folder = module_of_image(self._root, str(settings.get("image")))
