@@ -165,7 +165,7 @@ class Simulation:
                     thrown = await self._switches.throw(changes)
                 except InputError as error:
                     raise BadRequest(400, str(error)) from error
-                self._tell(f"faults: {json.dumps(changes)}")
+                self._tell(f"faults: {json.dumps(msgspec.to_builtins(thrown))}")  # without those that are off
                 return Answer(200, msgspec.structs.asdict(thrown))
             case _, ("simulator", *_):
                 raise BadRequest(404, "known are GET /simulator and PATCH /simulator/faults")
@@ -200,8 +200,13 @@ class Simulation:
         folder.mkdir(parents=True, exist_ok=True)
         if self._settings.manifest:
             self._settings.manifest.save(folder / "vehicle.manifest")
-        if self._settings.recording:
-            shutil.copyfile(self._settings.recording, folder / self._settings.recording.name)
+        recording = self._settings.recording
+        if recording:
+            if (folder / recording.name).exists():
+                self._say(
+                    f"{recording.name} goes on where the last run with this state stopped; another --state begins anew"
+                )
+            shutil.copyfile(recording, folder / recording.name)
 
     def _greet(self) -> None:
         device, state = self._device, self._settings.state
