@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers offline-month fleet-spark prerelease
+.PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers containers-arm64 offline-month fleet-spark prerelease
 .PHONY: packages build clean node genconfig
 
 demo: $(READY)
@@ -81,6 +81,11 @@ arm64: $(READY)
 containers: $(READY)
 	@$(call APT,docker.io cgroupfs-mount mmdebstrap)
 	$(BIN)/python -m tests.containers build/docker
+
+# The same for arm64v8: cross-compiled, built and run on an emulated processor.
+containers-arm64: $(READY)
+	@$(call APT,docker.io cgroupfs-mount mmdebstrap qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+	$(BIN)/python -m tests.containers build/docker arm64v8
 
 # The device SDK's pre-release, which needs paho 2, against the simulator; the project itself stays on 2.14.
 prerelease: $(READY)
