@@ -8,11 +8,14 @@ where something cannot be had. Sizes and times are printed.
 """
 
 import asyncio
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -48,18 +51,17 @@ assert status["NoNewPrivs"].strip() == "1" and os.getuid() == 10001
 
 
 class Processor(NamedTuple):
-    """As our Dockerfiles, Debian and Docker call it."""
+    """As our Dockerfiles call it; as Debian and Docker do."""
 
     name: str
     debian: str
-    docker: str
 
     @property
     def base(self) -> str:
         return f"bordnetz-base:bookworm-{self.name}"
 
 
-AMD64, ARM64 = Processor("amd64", "amd64", "linux/amd64"), Processor("arm64v8", "arm64", "linux/arm64")
+AMD64, ARM64 = Processor("amd64", "amd64"), Processor("arm64v8", "arm64")
 # binfmt_misc: the head of a program for arm64, and which of its bits count. F: the interpreter is opened now, and so is
 # there in containers too.
 RULE = r":{name}:M::\x7fELF\x02\x01\x01\x00{zeros}\x02\x00\xb7\x00:{ones}\x00{more}\xfe\xff\xff\xff:{qemu}:F"
@@ -167,7 +169,7 @@ def build(folder: Path, processor: Processor, images: dict[str, str]) -> None:
         if subprocess.run([*make, f"--include={DEBIAN}", "bookworm", str(draft)], check=False).returncode:
             raise Skipped("Debian's packages are out of reach")
         draft.replace(base)
-    docker("import", "--platform", processor.docker, str(base), processor.base)
+    load(base, processor)
     print(f"containers: base: {size(processor.base)} MB, {time.monotonic() - began:.1f} s", flush=True)
     for module, image in images.items():
         began = time.monotonic()
@@ -176,6 +178,24 @@ def build(folder: Path, processor: Processor, images: dict[str, str]) -> None:
         assert docker("image", "inspect", "--format", "{{.Architecture}}", image) == processor.debian
         own = size(image) - size(processor.base)
         print(f"containers: {module}: {own} MB on top of the base, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def load(root: Path, processor: Processor) -> None:
+    """An image of one layer, which says what processor it is for: `docker import` says that of the engine."""
+    digest = hashlib.sha256(root.read_bytes()).hexdigest()
+    layers = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
+    config = {"architecture": processor.debian, "os": "linux", "config": {}, "rootfs": layers}
+    manifest = [{"Config": "config.json", "RepoTags": [processor.base], "Layers": ["layer.tar"]}]
+    with TemporaryDirectory(dir=root.parent) as folder:
+        archive = Path(folder, "image.tar")
+        with tarfile.open(archive, "w") as image:
+            image.add(root, "layer.tar")
+            for name, document in (("config.json", config), ("manifest.json", manifest)):
+                data = json.dumps(document).encode()
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                image.addfile(entry, io.BytesIO(data))
+        docker("load", "--quiet", "--input", str(archive))
 
 
 def size(image: str) -> int:

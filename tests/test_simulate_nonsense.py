@@ -33,7 +33,8 @@ PATHS = [
 ]
 WORDS = """properties desired tags authentication type symmetricKey primaryKey x509Thumbprint primaryThumbprint status
 capabilities methodName payload responseTimeoutInSeconds query modulesContent content targetCondition priority
-$edgeAgent $edgeHub properties.desired properties.desired.routes.x modules uplink routes settings image createOptions env"""
+$edgeAgent $edgeHub properties.desired properties.desired.routes.x modules uplink routes settings image createOptions
+env"""
 NAMES = WORDS.split()
 VALUES: list[Any] = [
     *(
