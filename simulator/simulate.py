@@ -32,7 +32,7 @@ from simulator.template import object_of
 ROOT = demo.ROOT
 Say = Callable[[str], None]
 SHOWN_CHARACTERS = 100
-LOUD = (b"<0>", b"<1>", b"<2>", b"<3>", b"<4>")  # what a module logs as a warning, or worse
+LOUD = (b"<0>", b"<1>", b"<2>", b"<3>", b"<4>", b"docker: ")  # what a module logs as a warning, or worse
 
 
 class Findings(Exception):
@@ -149,7 +149,7 @@ class Simulation:
         counters = device.hub.counters
         self._say(f"{counters['messages']:,} messages, {counters['body_bytes']:,} bytes in {device.hub.messages_dir}")
         for module in down:
-            self._say(f"{module} did not stay up: see {self._settings.state}/logs/{module}.log")
+            self._say(f"{module} did not stay up: see {self._log(module)}")
         return not down
 
     async def answer(self, request: Request) -> Answer:
@@ -232,7 +232,7 @@ class Simulation:
         while True:
             for name, module in self._device.modules.items():
                 connected = " and connected" if self._device.hub.is_connected(name) else ""
-                ended = f" (it ended with {module.exit_code})" if module.state in ("backoff", "failed") else ""
+                ended = f" (it ended with {module.exit_code}), see {self._log(name)}" if module.is_down else ""
                 state = f"{module.state}{connected}{ended}"
                 if self._states.get(name, "stopped") != state:
                     self._tell(f"{name}: {state}")
@@ -241,6 +241,9 @@ class Simulation:
                 await self._device.hub.changed(60)
             except TimeoutError:
                 continue
+
+    def _log(self, module: str) -> Path:
+        return self._settings.state / "logs" / f"{module}.log"
 
     def _tell(self, line: str) -> None:
         self._say(f"{datetime.now().astimezone():%H:%M:%S} {line}")

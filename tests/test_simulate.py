@@ -134,7 +134,7 @@ def test_a_source_that_is_absent_is_explained_and_a_module_that_is_down_at_the_e
         line = run.until("no CAN interface")
         assert "collector: this machine has no CAN interface can0, can1, can2: it waits for them; --vehicle" in line
         assert "give one with --manifest" in run.until("no decoder manifest")
-        run.until("collector: backoff (it ended with 2)")
+        run.until("collector: backoff (it ended with 2), see ", "/logs/collector.log")
     finally:
         assert run.end() == 1
     assert any(line.startswith("collector did not stay up: see ") for line in run.lines)
