@@ -11,6 +11,7 @@ import asyncio
 import copy
 import json
 import logging
+import re
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -29,7 +30,9 @@ log = logging.getLogger(__name__)
 ACKNOWLEDGE_SECONDS = 30.0
 MESSAGE_BYTES = 262_144
 METERED_BYTES = 4096
-METHOD_NAME_CHARACTERS, METHOD_BYTES = 100, 128 * 1024
+METHOD_BYTES = 128 * 1024
+# Printable ASCII without what IoT Hub excludes, nor what no MQTT topic may have.
+METHOD_NAME = re.compile(r"[!%&'*.^_`|~0-9A-Za-z-]{1,100}")
 
 
 class NoAnswer(Exception):
@@ -128,13 +131,17 @@ class Hub(Broker):
     async def call(
         self, module: str, method: str, payload: Any = None, timeout_s: float = 30.0, connect_s: float = 0.0
     ) -> tuple[int, Any]:
-        """A direct method: status and payload of its answer. Raises NoAnswer; ValueError: name or payload too long.
+        """A direct method: status and payload of its answer. Raises NoAnswer; ValueError: a wrong name, or too long.
 
         connect_s: how long to wait for a module that is not there, or takes no methods yet.
         """
         body = json.dumps(payload).encode()
-        if len(method) > METHOD_NAME_CHARACTERS or len(body) > METHOD_BYTES:
-            raise ValueError(f"a method of {len(method)} characters with {len(body)} bytes is over the limits")
+        if not METHOD_NAME.fullmatch(method):
+            raise ValueError(
+                f"{method[:100]!r} is no name of a method: 1 to 100 ASCII letters, digits and !%&'*.^_`|~-"
+            )
+        if len(body) > METHOD_BYTES:
+            raise ValueError(f"a payload of {len(body)} bytes is over the limit of {METHOD_BYTES}")
         with suppress(TimeoutError):
             async with asyncio.timeout(connect_s):
                 while connect_s and not (self.is_connected(module) and METHOD_CALLS in self.subscriptions[module]):

@@ -49,7 +49,25 @@ async def test_a_method_call_to_nobody_is_404_and_one_without_an_answer_504(devi
             await client.acknowledged()
 
 
-async def test_a_method_over_the_limits_is_refused(device):
-    for method, payload in (("m" * 101, None), ("m", "x" * 128 * 1024)):
-        with pytest.raises(ValueError, match="limits"):
-            await device.hub.call("uplink", method, payload)
+@pytest.mark.parametrize(
+    "method", ["", "m" * 101, "a/b", "a?$rid=5", "a b", "a#", "a+b", "ä", "a\n", "a\0", "$a", "{a}", "/../x"]
+)
+async def test_a_method_with_a_name_that_iot_hub_does_not_take_is_refused(device, method):
+    with pytest.raises(ValueError, match="is no name of a method"):
+        await device.hub.call("uplink", method)
+
+
+async def test_a_method_with_a_payload_over_the_limit_is_refused(device):
+    with pytest.raises(ValueError, match="a payload of 131074 bytes is over the limit"):
+        await device.hub.call("uplink", "m", "x" * 128 * 1024)
+
+
+async def test_a_method_of_every_name_that_iot_hub_takes_arrives(device):
+    async with raw(device) as (client, _):
+        await client.subscribe(METHOD_CALLS)
+        name = "!%&'*.^_`|~-09AZaz"
+        calling = asyncio.create_task(device.hub.call("uplink", name))
+        topic = (await client.next_publish()).topic
+        assert topic.startswith(f"$iothub/methods/POST/{name}/?$rid=")
+        await client.publish(f"$iothub/methods/res/200/?$rid={topic.rpartition('=')[2]}", b"1")
+        assert await calling == (200, 1)
