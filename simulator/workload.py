@@ -116,7 +116,7 @@ class Workload:
             raise BadRequest(500, "decryption failed: not this module's and genid's, or changed") from error
 
     def _bound_to(self, genid: str) -> bytes:
-        # edged joins the two without anything between: there module "up" with genid "link1" passes for "uplink" with "1".
+        # edged joins the two with nothing between: there module "up" with genid "link1" passes for "uplink" with "1".
         return f"{self._module}\0{genid}".encode()
 
     def _server_certificate(self, request: Request) -> dict[str, Any]:
