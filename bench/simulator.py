@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from bench.workload import ROOT, Workload
 from simulator import deployment, mqtt
+from simulator.broker import PORT
 from simulator.demo import VEHICLE_FOLDER, adapt
 from simulator.device import HUB_NAME, EdgeDevice
-from simulator.hub import PORT
 
 MESSAGES, BODY_BYTES, IN_FLIGHT = 10_000, 4096, 20
 VEHICLES, VEHICLE_MESSAGES = 100, 60

@@ -10,6 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
+def parse(bind: object) -> tuple[str, str]:
+    """What is bound, and where in the container. Raises ValueError: a bind that is not `host:container[:options]`."""
+    outside, _, rest = bind.partition(":") if isinstance(bind, str) else ("", "", "")
+    inside = rest.partition(":")[0]
+    if not outside or not inside.startswith("/"):
+        raise ValueError(f"{bind!r} is no bind")
+    return outside, inside
+
+
 class Binds:
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -25,9 +34,7 @@ class Binds:
         """
         places = {}
         for bind in binds:
-            outside, inside = bind.split(":")[:2]
-            if not outside or not inside.startswith("/"):
-                raise ValueError(f"the bind {bind!r} is not host:/container")
+            outside, inside = parse(bind)
             place = self.host_path(outside)
             if not place.exists():  # it may be a file
                 place.mkdir(parents=True)

@@ -6,9 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from edge.errors import InputError
 
 LIFETIME = timedelta(days=3650)
 DAY = timedelta(days=1)
@@ -17,7 +20,10 @@ SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUT
 
 
 class Authority:
-    """The CA of a folder, made when it is not there: ca.pem to be trusted, ca.key for its owner alone."""
+    """The CA of a folder, made when it is not there: ca.pem to be trusted, ca.key for its owner alone.
+
+    Raises InputError: what lies there cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,8 +34,11 @@ class Authority:
             made = _certificate(name, name, key, key, is_ca=True, ends=datetime.now(UTC) + LIFETIME)
             self.file.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(PEM))
             _write_secret(key_file, _pem(key))
-        self._certificate = x509.load_pem_x509_certificate(self.file.read_bytes())
-        self._key = _load_key(key_file.read_bytes())
+        try:
+            self._certificate = x509.load_pem_x509_certificate(self.file.read_bytes())
+            self._key = _load_key(key_file.read_bytes())
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise damaged(folder, f"the CA cannot be read ({error})") from error
 
     def issue(
         self,
@@ -67,6 +76,10 @@ def make(folder: Path, address: str, names: list[str]) -> tuple[Path, Path, Path
     return paths
 
 
+def damaged(folder: Path, what: str) -> InputError:
+    return InputError(folder, what, "delete the folder: clients have to trust another CA then")
+
+
 def expired(certificate: Path) -> Path:
     """Where the one lies that has expired."""
     return certificate.with_suffix(".expired.pem")
@@ -90,7 +103,8 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(pem, password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("the key is on no elliptic curve")
     return key
 
 

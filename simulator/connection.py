@@ -17,6 +17,8 @@ UNREAD_BYTES = 8 << 20  # that a client may leave unread before it is cut off
 REQUEST_ID_CHARACTERS = 256
 
 TWIN_ANSWERS = "$iothub/twin/res/#"
+TWIN_PATCHES = "$iothub/twin/PATCH/properties/desired/#"
+METHOD_CALLS = "$iothub/methods/POST/#"
 
 
 class Connection:

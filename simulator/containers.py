@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
+from simulator.agent import Module
+from simulator.deployment import create_options
 from simulator.template import object_of
 
 DOCKER_SECONDS = 30.0
@@ -37,6 +39,30 @@ OPTIONS = {"Cmd", "Env", "ExposedPorts", "HostConfig", "Labels", "NetworkingConf
 HOST_OPTIONS = {*PLAIN, "Binds", "LogConfig", "NanoCpus", "ReadonlyRootfs", "RestartPolicy", "Tmpfs"}
 
 
+class Containers:
+    """How modules of one state folder run. name: begins the names of their containers, the same at every start.
+
+    socket: the path of a module's workload socket. host_path: where a path of the vehicle lies here.
+    """
+
+    def __init__(self, name: str, socket: Callable[[str], Path], host_path: Callable[[str], Path]) -> None:
+        self._name = name
+        self._socket = socket
+        self._host_path = host_path
+
+    def command(self, module: Module) -> list[str]:
+        settings = object_of(module.definition, "settings")
+        options = create_options(settings)
+        self.clean(module)
+        give_folders(options, self._host_path)
+        name, socket = f"{self._name}-{module.name}", self._socket(module.name)
+        return command(name, module.name, settings, options, module.environment, socket, self._host_path)
+
+    def clean(self, module: Module) -> None:
+        """What `docker run` has left behind when it was killed, or from another time; nothing if there is nothing."""
+        _docker("rm", "--force", f"{self._name}-{module.name}")
+
+
 def arguments(place: str, options: Mapping[str, Any], host_path: Callable[[str], Path]) -> list[str]:
     """createOptions as arguments of `docker run`. Raises InputError: something that is not applied here.
 
@@ -47,6 +73,9 @@ def arguments(place: str, options: Mapping[str, Any], host_path: Callable[[str],
     for known, given, where in ((OPTIONS, options, ""), (HOST_OPTIONS, host, "HostConfig.")):
         for key in sorted(key for key in given.keys() - known if given[key]):
             raise InputError(f"{place}: createOptions.{where}{key}", "is not applied here", "run it as a process")
+    for key in ("LogConfig", "Tmpfs"):
+        if not isinstance(host.get(key) or {}, dict):
+            raise InputError(f"{place}: createOptions.HostConfig.{key}", "is no object", "see Docker's API")
     made: list[str] = []
     for key, argument in PLAIN.items():
         value = host.get(key)
@@ -88,16 +117,14 @@ def give_folders(options: Mapping[str, Any], host_path: Callable[[str], Path]) -
                 os.chown(path, int(user), int(group) if group.isdigit() else -1, follow_symlinks=False)
 
 
-def remove(name: str) -> None:
-    """What `docker run` has left behind when it was killed, or from another time; nothing if there is nothing."""
-    _docker("rm", "--force", name)
-
-
 def hub_address() -> str:
     """Of this machine on Docker's bridge. Raises InputError: there is no engine, or it has none."""
     if not shutil.which("docker"):
         raise InputError("simulate --containers", "there is no docker", "apt-get install docker.io")
-    asked = _docker("network", "inspect", "bridge")
+    try:
+        asked = _docker("network", "inspect", "bridge")
+    except OSError as error:
+        raise InputError("simulate --containers", str(error), "start dockerd") from error
     try:
         config = json.loads(asked.stdout)[0]["IPAM"]["Config"][0]
         return str(config.get("Gateway") or next(ipaddress.ip_network(config["Subnet"]).hosts()))
@@ -107,5 +134,9 @@ def hub_address() -> str:
 
 
 def _docker(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    """Raises OSError."""
     command = ["docker", *arguments]
-    return subprocess.run(command, capture_output=True, timeout=DOCKER_SECONDS, check=False)  # noqa: S603
+    try:
+        return subprocess.run(command, capture_output=True, timeout=DOCKER_SECONDS, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"docker {arguments[0]} did not answer in {DOCKER_SECONDS:.0f} s") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
-from simulator import routes
+from simulator import binds, routes
 from simulator.template import (
     AGENT,
     DESIRED,
@@ -41,6 +41,8 @@ ENUMERATIONS = {
 AGENT_VERSIONS = ("1.0", "1.1")
 HUB_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 HUB = "modulesContent.$edgeHub"
+SYSTEM_MODULES = {"edgeAgent", "edgeHub"}
+MOST_MODULES = 50  # of a deployment
 
 
 def check(path: Path, env: Mapping[str, str] | None = None) -> list[str]:
@@ -105,11 +107,15 @@ def _check_agent(findings: _Findings, desired: dict[str, Any]) -> None:
     runtime = findings.objects(desired, "runtime", place)
     _check_choice(findings, f"{place}.runtime.type", runtime.get("type"), ENUMERATIONS["type"])
     system = findings.objects(desired, "systemModules", place)
-    for name in sorted({"edgeAgent", "edgeHub"} - system.keys()):
+    for name in sorted(SYSTEM_MODULES - system.keys()):
         findings.add(f"{place}.systemModules", f"there is no {name}", "every deployment but a layered one has it")
-    for name in sorted(system.keys() - {"edgeAgent", "edgeHub"}):
+    for name in sorted(system.keys() - SYSTEM_MODULES):
         findings.add(f"{place}.systemModules.{name}", "is no system module", "move it to modules")
     modules = findings.objects(desired, "modules", place)
+    for name in sorted(SYSTEM_MODULES & modules.keys()):
+        findings.add(f"{place}.modules.{name}", "a system module has this name", "take another")
+    if len(modules) > MOST_MODULES:
+        findings.add(f"{place}.modules", f"{len(modules)} modules; {MOST_MODULES} are allowed", "leave some away")
     if desired.get("schemaVersion") == "1.0" and any("startupOrder" in object_of(modules, name) for name in modules):
         findings.add(f"{place}.schemaVersion", "startupOrder needs 1.1", "write 1.1")
 
@@ -149,13 +155,26 @@ def _check_settings(findings: _Findings, place: str, settings: dict[str, Any]) -
     except (ValueError, RecursionError) as error:
         findings.add(f"{place}.createOptions", f"is no JSON object ({error})", "see Docker's API for containers")
         return
+    host = findings.objects(options, "HostConfig", f"{place}.createOptions")
+    _check_binds(findings, f"{place}.createOptions.HostConfig.Binds", host.get("Binds") or [])
     endpoints = object_of(object_of(options, "NetworkingConfig"), "EndpointsConfig")
-    if object_of(options, "HostConfig").get("NetworkMode") == "host" and "host" not in endpoints:
+    if host.get("NetworkMode") == "host" and "host" not in endpoints:
         findings.add(
             f"{place}.createOptions",
             "NetworkMode host alone: edgeAgent also attaches its own network",
             'add "NetworkingConfig": {"EndpointsConfig": {"host": {}}}',
         )
+
+
+def _check_binds(findings: _Findings, place: str, value: Any) -> None:
+    if not isinstance(value, list):
+        findings.add(place, f"{value!r} is no list", 'write ["host:/container"]')
+        return
+    for bind in value:
+        try:
+            binds.parse(bind)
+        except ValueError as error:
+            findings.add(place, str(error), "host:/container[:options]")
 
 
 def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str] | None) -> None:

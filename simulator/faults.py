@@ -30,7 +30,7 @@ Count = Annotated[int, msgspec.Meta(ge=-1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
-class Faults(msgspec.Struct, forbid_unknown_fields=True):
+class Faults(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Numbers count down as the fault is done; -1 is for ever. The default of each is that all is well.
 
     silent: a PUBLISH to a topic that starts so gets no answer and no PUBACK; silence_count: how many of them.

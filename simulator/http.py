@@ -1,12 +1,12 @@
 """HTTP/1.1 on a stream, as much of it as the workload API, the method endpoint and IoT Hub's service API need.
 
-One request a connection, bodies with a Content-Length. What is no HTTP is closed without an answer.
+One request a connection, bodies with a Content-Length or in chunks. What is no HTTP is closed without an answer.
 """
 
 import asyncio
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -89,13 +89,10 @@ class Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                request, size = await _read_head(reader)
-                if not 0 <= size <= self._most_body_bytes:
-                    await _write(writer, Answer(400, {"message": f"a body of {size} bytes"}))
-                    return
-                request = request._replace(body=await reader.readexactly(size))
             try:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    request = await _read_head(reader)
+                    request = request._replace(body=await _read_body(reader, request.headers, self._most_body_bytes))
                 answer = await self._handler(request)
             except BadRequest as error:
                 answer = Answer(error.status, {"message": str(error)})
@@ -108,14 +105,33 @@ class Server:
                 writer.close()
 
 
-async def _read_head(reader: asyncio.StreamReader) -> tuple[Request, int]:
+async def _read_head(reader: asyncio.StreamReader) -> Request:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     method, target, _ = head[0].split(" ", 2)
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
     url = urlsplit(target)
     parts = tuple(unquote(part) for part in url.path.strip("/").split("/"))
-    request = Request(method, parts, dict(parse_qsl(url.query)), headers, b"")
-    return request, int(headers.get("content-length", "0"))
+    return Request(method, parts, dict(parse_qsl(url.query)), headers, b"")
+
+
+async def _read_body(reader: asyncio.StreamReader, headers: Mapping[str, str], most_bytes: int) -> bytes:
+    """Raises BadRequest: it is too long."""
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        return await reader.readexactly(_size(int(headers.get("content-length", "0")), most_bytes))
+    body = b""
+    while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        body += await reader.readexactly(_size(size, most_bytes - len(body)))
+        if await reader.readexactly(2) != b"\r\n":
+            raise ValueError("a chunk is longer than it says")
+    while await reader.readuntil(b"\r\n") != b"\r\n":
+        pass  # trailers
+    return body
+
+
+def _size(size: int, most_bytes: int) -> int:
+    if size > most_bytes:
+        raise BadRequest(400, f"a body of {size} bytes")
+    return size  # readexactly refuses one below zero
 
 
 async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge.errors import InputError
 from simulator.http import BadRequest
 from simulator.hub import Hub
@@ -29,6 +31,11 @@ class ServiceError(BadRequest):
         super().__init__(status, message)
 
 
+class _State(msgspec.Struct):
+    identities: dict[str, dict[str, Any]] = {}
+    configurations: dict[str, dict[str, Any]] = {}
+
+
 class Registry:
     """Raises InputError: registry.json cannot be read."""
 
@@ -36,10 +43,13 @@ class Registry:
         self._hub = hub
         self._path = path
         state = _read(path)
-        self.configurations: dict[str, dict[str, Any]] = state.get("configurations", {})
-        self._records: dict[str, dict[str, Any]] = state.get("identities", {})
+        self.configurations = state.configurations
+        self._records = state.identities
         for identity, record in self._records.items():
-            self._admit(identity, record)
+            try:
+                self._admit(identity, record)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise _no_registry(path, f"{identity}: {error!r}") from error
 
     def identities(self, device: str | None = None) -> Iterator[str]:
         """All devices; or the modules of one. Raises ServiceError: there is no such device."""
@@ -144,6 +154,7 @@ class Registry:
     def keep(self) -> None:
         draft = self._path.with_suffix(".draft")
         draft.touch(mode=0o600)
+        # Not by msgspec: text from the service API may hold halves of characters.
         draft.write_text(json.dumps({"identities": self._records, "configurations": self.configurations}))
         draft.replace(self._path)
 
@@ -220,13 +231,14 @@ def _sas(key: bytes) -> dict[str, Any]:
     return {"type": "sas", "symmetricKey": {"primaryKey": text, "secondaryKey": text}}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _State:
     try:
-        state = json.loads(path.read_text())
+        return msgspec.convert(json.loads(path.read_text()), _State)
     except FileNotFoundError:
-        return {}
+        return _State()
     except (OSError, ValueError) as error:
-        raise InputError(path, f"is no registry ({error})", "delete it: added identities are gone then") from error
-    if not isinstance(state, dict):
-        raise InputError(path, "is no registry", "delete it: added identities are gone then")
-    return state
+        raise _no_registry(path, str(error)) from error
+
+
+def _no_registry(path: Path, why: str) -> InputError:
+    return InputError(path, f"is no registry ({why})", "delete it: added identities are gone then")

@@ -8,7 +8,6 @@ once, at the best priority of the routes that take it there. Lower numbers are s
 is kept. What has outlived its time to live is skipped, and counted.
 """
 
-import base64
 import bisect
 import json
 import logging
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import msgspec
+
 from simulator.condition import UNDEFINED
 from simulator.routes import UPSTREAM, Route, source_of
 from simulator.tasks import Tasks
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 BODY_PATH = re.compile(r"\.(\w+)|\[(\d+)\]")
 DEFAULT_TTL_S = 7200
+NAME = re.compile(r"\d{10}-\d{16}")
 
 
 class Message(NamedTuple):
@@ -46,7 +48,8 @@ class Router:
 
     upstream: takes a message to the cloud, and raises OSError where it cannot be stored there. deliver: gives a message
     to a module's input and returns once it is acknowledged, or false where it was not. tell: something has changed.
-    now: the clock that messages expire by. counters: no_route, expired_messages, delivered (to inputs).
+    now: the clock that messages expire by. counters: no_route, expired_messages, damaged_messages, delivered (to
+    inputs).
     """
 
     def __init__(
@@ -159,6 +162,13 @@ class Router:
             queue.drop(first[0])
 
 
+class _Waiting(msgspec.Struct):
+    """A message in a file, and the second since 1970 until which it waits."""
+
+    message: Message
+    expires: float | None
+
+
 class Queue:
     """Messages in files `<priority>-<sequence>`; now: the clock that they expire by."""
 
@@ -166,7 +176,7 @@ class Queue:
         self._folder = folder
         self._now = now
         folder.mkdir(parents=True, exist_ok=True)
-        self._names = sorted(path.name for path in folder.iterdir() if path.suffix != ".draft")
+        self._names = sorted(path.name for path in folder.iterdir() if NAME.fullmatch(path.name))
         self._sequence = 1 + max((int(name.partition("-")[2]) for name in self._names), default=0)
 
     def __len__(self) -> int:
@@ -176,10 +186,9 @@ class Queue:
         """Durable when it returns; ttl_s below 0: for ever. Raises OSError."""
         name = f"{priority:010}-{self._sequence:016}"
         expires = self._now() + ttl_s if ttl_s >= 0 else None
-        fields = {**message._asdict(), "body": base64.b64encode(message.body).decode(), "expires": expires}
         draft = self._folder / f"{name}.draft"
-        with draft.open("w") as file:
-            json.dump(fields, file)
+        with draft.open("wb") as file:
+            file.write(msgspec.json.encode(_Waiting(message, expires)))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._folder / name)
@@ -190,10 +199,17 @@ class Queue:
         """The next message that has not expired, with the name to drop it by."""
         while self._names:
             name = self._names[0]
-            fields = json.loads((self._folder / name).read_text())
-            expires = fields.pop("expires")
-            if expires is None or expires > self._now():
-                return name, Message(**{**fields, "body": base64.b64decode(fields["body"])})
+            path = self._folder / name
+            try:
+                waiting = msgspec.json.decode(path.read_bytes(), type=_Waiting)
+            except ValueError as error:
+                log.error("%s is no message and is set aside: %s", path, error)
+                counters["damaged_messages"] += 1
+                path.rename(path.with_name(f"{name}.damaged"))
+                self._names.remove(name)
+                continue
+            if waiting.expires is None or waiting.expires > self._now():
+                return name, waiting.message
             counters["expired_messages"] += 1
             self.drop(name)
         return None

@@ -32,7 +32,7 @@ from simulator.template import object_of
 ROOT = demo.ROOT
 Say = Callable[[str], None]
 SHOWN_CHARACTERS = 100
-LOUD = (b"<0>", b"<1>", b"<2>", b"<3>", b"<4>")  # what a module logs as a warning, or worse
+LOUD = (b"<0>", b"<1>", b"<2>", b"<3>", b"<4>", b"docker: ")  # what a module logs as a warning, or worse
 
 
 class Findings(Exception):
@@ -144,13 +144,13 @@ class Simulation:
                 await self._tasks.end()
                 await self._switches.stop()
                 await control.stop()
-                failed = sorted(name for name, module in device.modules.items() if module.state == "failed")
+                down = sorted(name for name, module in device.modules.items() if module.is_down)
                 self._say("stopping the modules")
         counters = device.hub.counters
         self._say(f"{counters['messages']:,} messages, {counters['body_bytes']:,} bytes in {device.hub.messages_dir}")
-        for module in failed:
-            self._say(f"{module} did not stay up: see {self._settings.state}/logs/{module}.log")
-        return not failed
+        for module in down:
+            self._say(f"{module} did not stay up: see {self._log(module)}")
+        return not down
 
     async def answer(self, request: Request) -> Answer:
         """On the control socket."""
@@ -165,7 +165,7 @@ class Simulation:
                     thrown = await self._switches.throw(changes)
                 except InputError as error:
                     raise BadRequest(400, str(error)) from error
-                self._tell(f"faults: {json.dumps(changes)}")
+                self._tell(f"faults: {json.dumps(msgspec.to_builtins(thrown))}")  # without those that are off
                 return Answer(200, msgspec.structs.asdict(thrown))
             case _, ("simulator", *_):
                 raise BadRequest(404, "known are GET /simulator and PATCH /simulator/faults")
@@ -200,8 +200,13 @@ class Simulation:
         folder.mkdir(parents=True, exist_ok=True)
         if self._settings.manifest:
             self._settings.manifest.save(folder / "vehicle.manifest")
-        if self._settings.recording:
-            shutil.copyfile(self._settings.recording, folder / self._settings.recording.name)
+        recording = self._settings.recording
+        if recording:
+            if (folder / recording.name).exists():
+                self._say(
+                    f"{recording.name} goes on where the last run with this state stopped; another --state begins anew"
+                )
+            shutil.copyfile(recording, folder / recording.name)
 
     def _greet(self) -> None:
         device, state = self._device, self._settings.state
@@ -227,7 +232,7 @@ class Simulation:
         while True:
             for name, module in self._device.modules.items():
                 connected = " and connected" if self._device.hub.is_connected(name) else ""
-                ended = f" (it ended with {module.exit_code})" if module.state in ("backoff", "failed") else ""
+                ended = f" (it ended with {module.exit_code}), see {self._log(name)}" if module.is_down else ""
                 state = f"{module.state}{connected}{ended}"
                 if self._states.get(name, "stopped") != state:
                     self._tell(f"{name}: {state}")
@@ -236,6 +241,9 @@ class Simulation:
                 await self._device.hub.changed(60)
             except TimeoutError:
                 continue
+
+    def _log(self, module: str) -> Path:
+        return self._settings.state / "logs" / f"{module}.log"
 
     def _tell(self, line: str) -> None:
         self._say(f"{datetime.now().astimezone():%H:%M:%S} {line}")

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edge.errors import InputError
 
@@ -55,8 +55,10 @@ def try_expand(path: Path, env: Mapping[str, str] | None = None) -> tuple[dict[s
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError, also where a name stands twice in an object: other readers would take the other one."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})", "give a template or manifest") from error
     except (ValueError, RecursionError) as error:
@@ -199,6 +201,19 @@ def _chunk_create_options(settings: dict[str, Any], place: str, problems: list[I
     settings["createOptions"] = chunks[0]
     for number, chunk in enumerate(chunks[1:], start=1):
         settings[f"createOptions{number:02}"] = chunk
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"{name} stands there twice")
+        made[name] = value
+    return made
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
 
 
 def _dotenv(path: Path) -> dict[str, str]:

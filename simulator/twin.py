@@ -8,6 +8,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import msgspec
+
 from edge.twin import merge_patch
 
 SECTION_BYTES = 32 * 1024
@@ -23,24 +25,18 @@ class Rejected(ValueError):
     """A patch that IoT Hub would answer with 400."""
 
 
-class Twin:
+class Twin(msgspec.Struct):
     """version counts all changes; etag names the last one to tags or desired properties, as the service API has it."""
 
-    def __init__(self, document: dict[str, Any] | None = None) -> None:
-        document = document or {}
-        self.tags: dict[str, Any] = document.get("tags", {})
-        self.desired: dict[str, Any] = document.get("desired", {})
-        self.reported: dict[str, Any] = document.get("reported", {})
-        self.desired_version: int = document.get("desired_version", 1)
-        self.reported_version: int = document.get("reported_version", 1)
-        self.version: int = document.get("version", 1)
-        self.etag: str = document.get("etag", "1")
-        self.desired_updated: str = document.get("desired_updated", NEVER)
-        self.reported_updated: str = document.get("reported_updated", NEVER)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, for keeping."""
-        return dict(vars(self))
+    tags: dict[str, Any] = {}
+    desired: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
+    desired_version: int = 1
+    reported_version: int = 1
+    version: int = 1
+    etag: str = "1"
+    desired_updated: str = NEVER
+    reported_updated: str = NEVER
 
     def document(self) -> dict[str, Any]:
         """As a client gets it."""

@@ -1,41 +1,54 @@
-"""The workload API of one module: HTTP over a unix socket, as much of it as a module client needs.
+"""The workload API of one module, as aziot-edged has it: HTTP over a unix socket.
 
-    GET  /trust-bundle                                    {"certificate": "<PEM>"}
+    GET  /trust-bundle, /manifest-trust-bundle            {"certificate": "<PEM>"}
     POST /modules/{module}/genid/{genid}/sign             {"digest": "<base64 HMAC-SHA256 with the module's key>"}
+    POST /modules/{module}/genid/{genid}/encrypt          {"ciphertext": …}, for the same module and genid alone
+    POST /modules/{module}/genid/{genid}/decrypt          {"plaintext": …}
     POST /modules/…/genid/…/certificate/server            {"privateKey": …, "certificate": "<PEM>", "expiration": …}
-    POST /modules/…/genid/…/certificate/identity          the same, for a client
+    POST /modules/{module}/certificate/identity           the same, for a client
 
-At most ten requests at a time, as in the real daemon; further ones are closed without an answer.
+Every request names its api-version. Statuses are edged's: 400 without a body or with bad base64, 422 where the body is
+not the JSON that is wanted, 403 for another module, 500 for what cannot be decrypted. At most ten requests at a time;
+further ones are closed without an answer.
 """
 
 import base64
 import hashlib
 import hmac
-from collections.abc import Collection
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from simulator import http
 from simulator.certificates import CLIENT, SERVER, Authority, general_name
 from simulator.http import Answer, BadRequest, Request
+from simulator.secret import Secret
 
+API_VERSIONS = (
+    "2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2020-10-10", "2021-12-07", "2022-08-03",
+)  # fmt: skip
 REQUESTS_AT_A_TIME = 10
 BODY_BYTES = 64 * 1024
 MOST_NAME = 64  # characters (X.520)
 SERVER_DAYS, IDENTITY_DAYS = 30, 7  # the longest, and what a module gets that does not ask
+ENCRYPTION = "workload encryption"  # a key of the device's, named as no module can be
+CIPHER_VERSION = b"\2"  # then the ciphertext, then its tag
+VECTOR_BYTES = range(8, 129)  # that OpenSSL takes for AES-GCM
 
 
 class Workload:
-    """identity: hub/device/module. neighbours: the device's modules; who asks for one of them here gets 403."""
+    """identity: hub/device/module, whose socket it is."""
 
-    def __init__(self, identity: str, key: bytes, authority: Authority, neighbours: Collection[str] = ()) -> None:
+    def __init__(self, identity: str, secret: Secret, authority: Authority) -> None:
         self._identity = identity
         self._module = identity.rpartition("/")[2]
-        self._neighbours = neighbours
-        self._key = key
+        self._key = secret.key(self._module)
+        self._cipher = AESGCM(secret.key(ENCRYPTION))
         self._authority = authority
         self._server = http.Server(
             self._answer,
@@ -51,34 +64,66 @@ class Workload:
         await self._server.stop()
 
     async def _answer(self, request: Request) -> Answer:
-        match request.method, request.parts:
-            case "GET", ("trust-bundle",):
+        version = request.query.get("api-version")
+        if version not in API_VERSIONS:
+            raise BadRequest(400, f"api-version {version!r} is none; for example {API_VERSIONS[-1]}")
+        match request.parts:
+            case ("trust-bundle",):
+                self._check(request, "GET")
                 return Answer(200, {"certificate": self._authority.file.read_text()})
-            case "POST", ("modules", module, "genid", _, *wanted):
-                if module != self._module:
-                    status = 403 if module in self._neighbours else 404
-                    raise BadRequest(status, f"module {module} is not the one of this socket")
-                match wanted:
-                    case ["sign"]:
-                        return Answer(200, {"digest": self._sign(request)})
-                    case ["certificate", "server"]:
-                        return Answer(201, self._server_certificate(request))
-                    case ["certificate", "identity"]:
-                        return Answer(201, self._identity_certificate(request))
+            case ("manifest-trust-bundle",):
+                self._check(request, "GET")
+                return Answer(200, {"certificate": ""})
+            case ("modules", module, "genid", _, "sign"):
+                self._check(request, "POST", module)
+                return Answer(200, {"digest": self._sign(request)})
+            case ("modules", module, "genid", genid, "encrypt"):
+                self._check(request, "POST", module)
+                return Answer(200, {"ciphertext": self._encrypt(request, genid)})
+            case ("modules", module, "genid", genid, "decrypt"):
+                self._check(request, "POST", module)
+                return Answer(200, {"plaintext": self._decrypt(request, genid)})
+            case ("modules", module, "genid", _, "certificate", "server"):
+                self._check(request, "POST", module)
+                return Answer(201, self._server_certificate(request))
+            case ("modules", module, "certificate", "identity"):
+                self._check(request, "POST", module)
+                return Answer(201, self._identity_certificate(request))
         raise BadRequest(404, f"no such request: {request.method} /{'/'.join(request.parts)}")
 
+    def _check(self, request: Request, method: str, module: str | None = None) -> None:
+        if request.method != method:
+            raise BadRequest(400, f"method {request.method} is not allowed here, but {method}")
+        if module not in (None, self._module):
+            raise BadRequest(403, f"module {module} is not the one of this socket")
+
     def _sign(self, request: Request) -> str:
-        try:
-            data = base64.b64decode(request.json()["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadRequest(400, "the body is no sign request") from error
+        (data,) = _decoded(request, "data")
         return base64.b64encode(hmac.digest(self._key, data, hashlib.sha256)).decode()
+
+    def _encrypt(self, request: Request, genid: str) -> str:
+        plaintext, vector = _sealing(request, "plaintext")
+        sealed = CIPHER_VERSION + self._cipher.encrypt(vector, plaintext, self._bound_to(genid))
+        return base64.b64encode(sealed).decode()
+
+    def _decrypt(self, request: Request, genid: str) -> str:
+        sealed, vector = _sealing(request, "ciphertext")
+        if sealed[:1] != CIPHER_VERSION:
+            raise BadRequest(500, "decryption failed: no ciphertext of version 2")
+        try:
+            return base64.b64encode(self._cipher.decrypt(vector, sealed[1:], self._bound_to(genid))).decode()
+        except InvalidTag as error:
+            raise BadRequest(500, "decryption failed: not this module's and genid's, or changed") from error
+
+    def _bound_to(self, genid: str) -> bytes:
+        # edged joins the two with nothing between: there module "up" with genid "link1" passes for "uplink" with "1".
+        return f"{self._module}\0{genid}".encode()
 
     def _server_certificate(self, request: Request) -> dict[str, Any]:
         """For the common name, and the module's own name on the device's network."""
-        wanted = request.json()
-        common_name = wanted.get("commonName") if isinstance(wanted, dict) else None
-        if not isinstance(common_name, str) or not 0 < len(common_name) <= MOST_NAME or not common_name.isascii():
+        wanted = _wanted(request, "commonName")
+        common_name = wanted["commonName"]
+        if not 0 < len(common_name) <= MOST_NAME or not common_name.isascii():
             raise BadRequest(400, f"a server certificate needs a commonName of 1 to {MOST_NAME} ASCII characters")
         names = [general_name(common_name), general_name(self._module)]
         ends = _ends(wanted, SERVER_DAYS)
@@ -87,8 +132,39 @@ class Workload:
     def _identity_certificate(self, request: Request) -> dict[str, Any]:
         hub, device, module = self._identity.split("/")
         name = x509.UniformResourceIdentifier(f"azureiot://{hub}/devices/{device}/modules/{module}")
-        ends = _ends(request.json() if request.body else {}, IDENTITY_DAYS)
+        ends = _ends(_wanted(request) if request.body else {}, IDENTITY_DAYS)
         return _response(*self._authority.issue(module, [name], CLIENT, ends), ends)
+
+
+def _wanted(request: Request, *names: str) -> dict[str, Any]:
+    """The body, which has text under these names. Raises BadRequest."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if not request.body or kind != "application/json":
+        raise BadRequest(400, f"missing request body: {len(request.body)} bytes of {kind}, not application/json")
+    try:
+        wanted = json.loads(request.body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(422, "the body is not JSON") from error
+    if not isinstance(wanted, dict) or not all(isinstance(wanted.get(name), str) for name in names):
+        raise BadRequest(422, f"the body is no object with {' and '.join(names) or 'values'} as text")
+    return wanted
+
+
+def _decoded(request: Request, *names: str) -> list[bytes]:
+    """What the body has under these names in base64. Raises BadRequest."""
+    wanted = _wanted(request, *names)
+    try:
+        return [base64.b64decode(wanted[name], validate=True) for name in names]
+    except ValueError as error:
+        raise BadRequest(400, f"invalid base64 encoding of {' or '.join(names)}") from error
+
+
+def _sealing(request: Request, name: str) -> list[bytes]:
+    """A text and its initialization vector. Raises BadRequest."""
+    text, vector = _decoded(request, name, "initializationVector")
+    if len(vector) not in VECTOR_BYTES:
+        raise BadRequest(400, f"an initializationVector has 8 to 128 bytes, not {len(vector)}")
+    return [text, vector]
 
 
 def _ends(wanted: Any, most_days: int) -> datetime:
@@ -106,7 +182,7 @@ def _ends(wanted: Any, most_days: int) -> datetime:
 
 def _response(certificate: bytes, key: bytes, ends: datetime) -> dict[str, Any]:
     return {
-        "privateKey": {"type": "key", "ref": None, "bytes": key.decode()},
+        "privateKey": {"type": "key", "bytes": key.decode()},
         "certificate": certificate.decode(),
         "expiration": ends.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

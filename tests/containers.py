@@ -1,21 +1,28 @@
-"""`python -m tests.containers FOLDER`: the images of both modules are built and run, as the deployment locks them down.
+"""`python -m tests.containers FOLDER [arm64v8]`: both modules' images, built and run as the deployment locks them down.
 
     wheels, base (mmdebstrap) ──► an engine of our own ──► docker build ──► EdgeDevice(in_containers) ──► table
 
-The engine, its images and containers are in FOLDER, and it is ended by its process number. Exit 0, with the reason,
+The engine, its images and containers are in FOLDER, and it is ended by its process number. Images of arm64v8 are built
+and run on an emulated processor (qemu-user), which the kernel is told of as long as it takes. Exit 0, with the reason,
 where something cannot be had. Sizes and times are printed.
 """
 
 import asyncio
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
+import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from edge.database import load_databases
 from fleet.decode import decode
@@ -25,8 +32,9 @@ from simulator.device import EdgeDevice
 from simulator.template import object_of
 from simulator.vehicle.drive import write_log
 
-BASE, DEBIAN = "bordnetz-base:bookworm", "python3,ca-certificates,dash,coreutils,findutils,libc-bin"
+DEBIAN = "python3,ca-certificates,dash,coreutils,findutils,libc-bin"
 START_SECONDS, PATIENCE_S = 60.0, 180.0
+MANYLINUX = ("manylinux_2_28", "manylinux2014")
 # In the container: what a lock of the deployment forbids.
 LOCKED = """
 import errno, os
@@ -40,6 +48,23 @@ status = dict(line.split(":", 1) for line in open("/proc/1/status"))
 assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, status["CapEff"]
 assert status["NoNewPrivs"].strip() == "1" and os.getuid() == 10001
 """
+
+
+class Processor(NamedTuple):
+    """As our Dockerfiles call it; as Debian and Docker do."""
+
+    name: str
+    debian: str
+
+    @property
+    def base(self) -> str:
+        return f"bordnetz-base:bookworm-{self.name}"
+
+
+AMD64, ARM64 = Processor("amd64", "amd64"), Processor("arm64v8", "arm64")
+# binfmt_misc: the head of a program for arm64, and which of its bits count. F: the interpreter is opened now, and so is
+# there in containers too.
+RULE = r":{name}:M::\x7fELF\x02\x01\x01\x00{zeros}\x02\x00\xb7\x00:{ones}\x00{more}\xfe\xff\xff\xff:{qemu}:F"
 
 
 class Skipped(Exception):
@@ -85,39 +110,99 @@ def engine(folder: Path) -> Iterator[None]:
             daemon.kill()
 
 
-def build(folder: Path, images: dict[str, str]) -> None:
-    began = time.monotonic()
+@contextmanager
+def emulated() -> Iterator[None]:
+    """Programs for arm64 run here, in containers too. Raises Skipped: the kernel does not take it."""
+    qemu, name = shutil.which("qemu-aarch64-static"), f"bordnetz-{os.getpid()}"
+    if qemu is None:
+        raise Skipped("there is no qemu-aarch64-static: apt-get install qemu-user-static")
+    rule = RULE.format(name=name, zeros=r"\x00" * 8, ones=r"\xff" * 7, more=r"\xff" * 8, qemu=qemu)
+    with TemporaryDirectory() as place:
+        mount = ["mount", "-t", "binfmt_misc", "binfmt_misc", place]
+        if subprocess.run(mount, check=False).returncode:
+            raise Skipped("binfmt_misc cannot be mounted, so the kernel cannot be told how programs for arm64 run")
+        try:
+            try:
+                Path(place, "register").write_text(rule)
+            except OSError as error:
+                raise Skipped(f"the kernel does not take how programs for arm64 run ({error.strerror})") from error
+            try:
+                yield
+            finally:
+                Path(place, name).write_text("-1")
+        finally:
+            subprocess.run(["umount", place], check=False)
+
+
+def make_wheels(processor: Processor) -> None:
     wheels = ROOT / "build" / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    # What setup.py has compiled here already is not compiled again.
+    # What setup.py has compiled already is not compiled again.
     own = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(wheels)]
-    subprocess.run(own, cwd=ROOT, check=True, capture_output=True, text=True)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir", str(wheels)]
-    subprocess.run([*pip, *map(str, wheels.glob("bordnetz-*.whl"))], check=True, capture_output=True, text=True)
-    print(f"containers: wheels for both images: {time.monotonic() - began:.1f} s")
+    if processor is ARM64:
+        own = ["tests/arm64/wheel", "build/arm64", sys.executable, str(wheels)]
+    done = subprocess.run(own, cwd=ROOT, check=True, capture_output=True, text=True)
+    if not any(wheels.glob("bordnetz-*.whl")):
+        raise Skipped(done.stdout.strip())
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    subprocess.run([*pip, "wheel", "--wheel-dir", wheels, *needed], check=True, capture_output=True, text=True)
+    if processor is AMD64:
+        return
+    there = ["--only-binary=:all:", "--python-version=3.11", *(f"--platform={tag}_aarch64" for tag in MANYLINUX)]
+    for wheel in wheels.glob("*x86_64.whl"):
+        package, version = wheel.name.split("-")[:2]
+        fetch = [*pip, "download", "--no-deps", "--dest", wheels, *there, f"{package}=={version}"]
+        subprocess.run(fetch, check=True, capture_output=True, text=True)
+        wheel.unlink()
+
+
+def build(folder: Path, processor: Processor, images: dict[str, str]) -> None:
     began = time.monotonic()
-    base = folder / "base.tar"
+    make_wheels(processor)
+    print(f"containers: wheels for both images: {time.monotonic() - began:.1f} s", flush=True)
+    began = time.monotonic()
+    base = folder / f"base-{processor.name}.tar"
     if not base.exists():
         draft = base.with_suffix(".draft.tar")
-        make = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={DEBIAN}", "bookworm", str(draft)]
-        if subprocess.run(make, check=False).returncode:
+        make = ["mmdebstrap", "--quiet", f"--architectures={processor.debian}", "--variant=extract"]
+        if subprocess.run([*make, f"--include={DEBIAN}", "bookworm", str(draft)], check=False).returncode:
             raise Skipped("Debian's packages are out of reach")
         draft.replace(base)
-    docker("import", str(base), BASE)
-    print(f"containers: base: {size(BASE)} MB, {time.monotonic() - began:.1f} s")
+    load(base, processor)
+    print(f"containers: base: {size(processor.base)} MB, {time.monotonic() - began:.1f} s", flush=True)
     for module, image in images.items():
         began = time.monotonic()
-        file = ROOT / "modules" / module / "Dockerfile.amd64"
-        docker("build", "--quiet", "--build-arg", f"BASE={BASE}", "--tag", image, "--file", str(file), str(ROOT))
-        own = size(image) - size(BASE)
-        print(f"containers: {module}: {own} MB on top of the base, {time.monotonic() - began:.1f} s")
+        file = str(ROOT / "modules" / module / f"Dockerfile.{processor.name}")
+        docker("build", "--quiet", f"--build-arg=BASE={processor.base}", "--tag", image, "--file", file, str(ROOT))
+        assert docker("image", "inspect", "--format", "{{.Architecture}}", image) == processor.debian
+        own = size(image) - size(processor.base)
+        print(f"containers: {module}: {own} MB on top of the base, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def load(root: Path, processor: Processor) -> None:
+    """An image of one layer, which says what processor it is for: `docker import` says that of the engine."""
+    digest = hashlib.sha256(root.read_bytes()).hexdigest()
+    layers = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
+    config = {"architecture": processor.debian, "os": "linux", "config": {}, "rootfs": layers}
+    manifest = [{"Config": "config.json", "RepoTags": [processor.base], "Layers": ["layer.tar"]}]
+    with TemporaryDirectory(dir=root.parent) as folder:
+        archive = Path(folder, "image.tar")
+        with tarfile.open(archive, "w") as image:
+            image.add(root, "layer.tar")
+            for name, document in (("config.json", config), ("manifest.json", manifest)):
+                data = json.dumps(document).encode()
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                image.addfile(entry, io.BytesIO(data))
+        docker("load", "--quiet", "--input", str(archive))
 
 
 def size(image: str) -> int:
     return round(int(docker("image", "inspect", "--format", "{{.Size}}", image)) / 1e6)
 
 
-async def run(folder: Path, manifest: dict[str, object], drive: Path) -> None:
+async def run(folder: Path, manifest: dict[str, Any], drive: Path) -> None:
     meaning = load_databases(vehicle.databases())
     adapt(manifest, drive, meaning)
     state = folder / "device"
@@ -152,13 +237,15 @@ async def run(folder: Path, manifest: dict[str, object], drive: Path) -> None:
     print(f"containers: {frames:,} frames in {messages} messages, a kill between; nothing is missing")
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, processor: Processor) -> int:
     try:
-        with engine(folder):
+        with emulated() if processor is ARM64 else nullcontext(), engine(folder):
             manifest = deployment.expand(ROOT / "deployment.template.json")
             content = deployment.modules_content(manifest, Path("manifest"))
-            agent = object_of(object_of(content, "$edgeAgent"), "properties.desired")
-            build(folder, {name: module["settings"]["image"] for name, module in object_of(agent, "modules").items()})
+            modules = object_of(object_of(object_of(content, "$edgeAgent"), "properties.desired"), "modules")
+            for module in modules.values():  # the template names those of amd64
+                module["settings"]["image"] = module["settings"]["image"].replace("-amd64", f"-{processor.name}")
+            build(folder, processor, {name: module["settings"]["image"] for name, module in modules.items()})
             drive = folder / "drive.log"
             write_log(drive, 30, 11)
             shutil.rmtree(folder / "table", ignore_errors=True)
@@ -172,4 +259,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).absolute()))
+    sys.exit(main(Path(sys.argv[1]).absolute(), ARM64 if sys.argv[2:] == [ARM64.name] else AMD64))

@@ -1,7 +1,4 @@
-"""Blobs from Azurite, Microsoft's own storage emulator.
-
-npm install azurite; AZURITE=node_modules/.bin/azurite-blob make test
-"""
+"""Blobs from Azurite, Microsoft's own storage emulator: `make node` installs it; AZURITE names another azurite-blob."""
 
 import os
 import shutil
@@ -21,7 +18,8 @@ from fleet.blobs import place
 from fleet.decode import decode
 from fleet.generate import write
 
-AZURITE = os.environ.get("AZURITE") or shutil.which("azurite-blob")
+INSTALLED = Path(__file__).parent / "node/node_modules/.bin/azurite-blob"
+AZURITE = os.environ.get("AZURITE") or (str(INSTALLED) if INSTALLED.exists() else shutil.which("azurite-blob"))
 ACCOUNT = "bordnetz"
 KEY = "Ym9yZG5ldHo="  # of the emulator that the test starts, and of nothing else
 
@@ -67,7 +65,7 @@ def connection(tmp_path_factory: Any) -> Iterator[str]:
 
 
 @pytest.mark.process
-@pytest.mark.skipif(not AZURITE, reason="Azurite is not installed: npm install azurite, and set AZURITE")
+@pytest.mark.skipif(not AZURITE, reason="Azurite is not installed: make node")
 def test_what_is_new_in_a_container_is_brought_once_and_makes_a_table(connection: str, tmp_path: Path) -> None:
     from azure.storage.blob import ContainerClient
 

@@ -311,11 +311,11 @@ async def test_a_workload_socket_that_was_away_for_a_moment_does_no_lasting_harm
 
 
 async def test_refused_credentials_are_tried_again(edge):  # D2
-    edge.hub._keys["uplink"] = b"another key"
+    edge.hub.identities.keys["uplink"] = b"another key"
     cloud = IoTHub()
     async with running(cloud):
         await edge.until(lambda: edge.hub.counters["refused"] >= 2)
-        edge.hub._keys["uplink"] = KEY
+        edge.hub.identities.keys["uplink"] = KEY
         await cloud.wait_connected()
 
 

@@ -119,14 +119,25 @@ def test_two_simulators_run_side_by_side_and_end_by_themselves(tmp_path):
 
 
 @pytest.mark.process
-def test_a_source_that_is_absent_is_explained(tmp_path):
+def test_a_second_run_with_the_same_state_says_that_the_replay_goes_on(tmp_path):
+    for words in (("hub on",), ("drive-2s-seed1.log.gz goes on where", "another --state begins anew")):
+        run = Running(tmp_path / "state", "--vehicle", "--drive-seconds", 2)
+        run.until(*words)
+        run.end()
+    assert sum("goes on" in line for line in run.lines) == 1
+
+
+@pytest.mark.process
+def test_a_source_that_is_absent_is_explained_and_a_module_that_is_down_at_the_end_is_no_success(tmp_path):
     run = Running(tmp_path / "state")
     try:
         line = run.until("no CAN interface")
         assert "collector: this machine has no CAN interface can0, can1, can2: it waits for them; --vehicle" in line
         assert "give one with --manifest" in run.until("no decoder manifest")
+        run.until("collector: backoff (it ended with 2), see ", "/logs/collector.log")
     finally:
-        assert run.end() == 0
+        assert run.end() == 1
+    assert any(line.startswith("collector did not stay up: see ") for line in run.lines)
 
 
 def test_who_talks_to_no_simulator_is_told_so(tmp_path):

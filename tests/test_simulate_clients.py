@@ -19,8 +19,8 @@ import pytest
 
 from bench.simulator import Client, vehicle
 from simulator import sas
+from simulator.broker import PORT
 from simulator.device import HUB_NAME, EdgeDevice
-from simulator.hub import PORT
 
 SECONDS = 20
 NODE = Path(__file__).parent / "node"

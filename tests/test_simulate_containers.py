@@ -1,5 +1,6 @@
 """createOptions as `docker run` takes them; `make containers` runs them in a real engine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from edge.errors import InputError
 from simulator import containers, deployment
 from simulator.demo import ROOT
+from simulator.device import EdgeDevice, free_address
 
 
 def host_path(path: str) -> Path:
@@ -58,6 +60,14 @@ def test_every_kind_of_option_becomes_its_arguments() -> None:
 def test_what_is_not_applied_is_refused_and_not_left_away(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="is not applied here"):
         containers.arguments("module m", options, host_path)
+
+
+@pytest.mark.parametrize("options", [{"Privileged": True}, {"NanoCpus": "one"}, {"Tmpfs": ["/tmp"]}, {"LogConfig": 5}])
+def test_modules_that_cannot_run_in_containers_are_refused_at_once(tmp_path: Path, options: dict[str, Any]) -> None:
+    module = {"settings": {"image": "m:1", "createOptions": json.dumps({"HostConfig": options})}}
+    manifest = {"modulesContent": {"$edgeAgent": {"properties.desired": {"modules": {"m": module}}}}}
+    with pytest.raises(InputError, match=r"manifest: module m"):
+        EdgeDevice(manifest, tmp_path, modules_root=ROOT, in_containers=True, address=free_address())
 
 
 def test_what_is_switched_off_needs_not_be_applied() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from edge.errors import InputError
 from simulator import events
+from simulator.connection import METHOD_CALLS
 from simulator.http import Request
-from simulator.hub import METHOD_CALLS
 from simulator.router import Message
 from tests.test_simulator_device import SECONDS, kind, manifest, root, running
 

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from edge.errors import InputError
-from simulator import device as device_file
-from simulator import http, mqtt, sas
+from simulator import http, mqtt, sas, sockets
 from simulator.clock import Clock
 from simulator.device import EdgeDevice
 from simulator.faults import Faults
 from simulator.switchboard import Schedule, Step, Switchboard, load
-from tests.test_simulator_hub import EVENTS, MANIFEST, SECONDS, raw, token, until
+from tests.hub_client import EVENTS, MANIFEST, SECONDS, raw, token, until
 
 WORKLOAD = "trust-bundle?api-version=2022-08-03"
 
@@ -129,7 +128,7 @@ async def test_a_storm_cuts_clients_off_until_it_ends(device, switches):
 
 
 async def test_without_workload_no_token_is_signed(device, switches):
-    socket = device._socket("uplink")
+    socket = device._sockets.path("uplink")
     assert (await http.ask(socket, "GET", f"/{WORKLOAD}")).status == 200
     await switches.throw({"workload_down": True})
     with pytest.raises((OSError, EOFError)):
@@ -222,6 +221,6 @@ def test_sockets_of_simulators_that_were_killed_are_swept_away(tmp_path):
     for folder in (gone, own, other):
         folder.mkdir()
         (folder / "a.sock").touch()
-    device_file.sweep(tmp_path)
+    sockets.sweep(tmp_path)
     assert (gone.exists(), own.exists(), other.exists()) == (False, True, True)
     shutil.rmtree(own)

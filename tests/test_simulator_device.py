@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import InputError
-from simulator import device as device_file
+from simulator import agent as agent_file
 from simulator import modulelog
+from simulator.agent import backoff_seconds
 from simulator.binds import Binds
-from simulator.device import EdgeDevice, backoff_seconds, free_address
-from simulator.hub import PORT
+from simulator.broker import PORT
+from simulator.device import EdgeDevice, free_address
 from simulator.modulelog import ModuleLog
 
 SECONDS = 15
@@ -164,17 +165,17 @@ async def test_a_killed_module_is_started_again_with_another_pid(root):
 
 @pytest.mark.process
 async def test_a_module_that_never_stays_up_has_failed_after_twenty_restarts(root, monkeypatch):
-    monkeypatch.setattr(device_file, "MOST_RESTARTS", 3)
+    monkeypatch.setattr(agent_file, "MOST_RESTARTS", 3)
     async with running(root, manifest(one=kind("ends")), restart_scale=1e-6) as run:
         module = run.device.modules["one"]
-        monkeypatch.setattr(device_file, "HEALTHY_SECONDS", 1e9)
+        monkeypatch.setattr(agent_file, "HEALTHY_SECONDS", 1e9)
         await run.until(lambda: module.state == "failed")
         assert (module.restarts, module.exit_code, module.pid) == (3, 3, None)
 
 
 @pytest.mark.process
 async def test_the_count_of_restarts_clears_when_a_module_has_run_for_long(root, monkeypatch):
-    monkeypatch.setattr(device_file, "HEALTHY_SECONDS", 0)
+    monkeypatch.setattr(agent_file, "HEALTHY_SECONDS", 0)
     async with running(root, manifest(one={})) as run:
         for _ in range(3):
             await run.next_start()
@@ -212,7 +213,7 @@ async def test_modules_start_in_startup_order_and_stopped_ones_do_not(root, monk
 @pytest.mark.process
 @pytest.mark.parametrize("how", ["", "stubborn", "parent"])
 async def test_stopping_the_device_leaves_no_process(root, monkeypatch, how):
-    monkeypatch.setattr(device_file, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(agent_file, "STOP_SECONDS", 0.2)
     async with running(root, manifest(one=kind(how), two={})) as run:
         starts = [await run.next_start(), await run.next_start()]
     for start in starts:
@@ -315,7 +316,7 @@ async def test_module_keys_and_certificates_stay_the_same_in_one_state_folder(tm
     address, seen = free_address(), []
     for _ in range(2):
         async with EdgeDevice(manifest(one={}), tmp_path / "state", modules_root=tmp_path, address=address) as device:
-            seen.append((device._keys, (tmp_path / "state" / "certificates" / "ca.pem").read_bytes()))
+            seen.append((device.hub.identities.keys, (tmp_path / "state" / "certificates" / "ca.pem").read_bytes()))
     assert seen[0] == seen[1]
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "state").rglob("*") if path.suffix == ".key"}
     assert modes | {(tmp_path / "state" / "identity.json").stat().st_mode & 0o777} == {0o600}

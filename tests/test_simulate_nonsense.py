@@ -1,0 +1,108 @@
+"""The service API answers whatever it is asked: never an exception, nothing that the next start cannot read."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.device import EdgeDevice
+from simulator.http import Request
+from tests.hub_client import MANIFEST, SECONDS
+
+CAR = "simulated-vehicle"
+PATHS = [
+    ("devices",),
+    ("devices", "query"),
+    ("devices", "truck"),
+    ("devices", CAR),
+    ("devices", "truck", "modules", "m"),
+    ("devices", "truck", "applyConfigurationContent"),
+    ("devices", CAR, "applyConfigurationContent"),
+    ("twins", "truck"),
+    ("twins", CAR),
+    ("twins", CAR, "modules", "uplink"),
+    ("twins", CAR, "modules", "uplink", "methods"),
+    ("configurations",),
+    ("configurations", "c"),
+    ("configurations", "testQueries"),
+    ("statistics", "service"),
+    ("nothing", "\ud800", ""),
+]
+WORDS = """properties desired tags authentication type symmetricKey primaryKey x509Thumbprint primaryThumbprint status
+capabilities methodName payload responseTimeoutInSeconds query modulesContent content targetCondition priority
+$edgeAgent $edgeHub properties.desired properties.desired.routes.x modules uplink routes settings image createOptions
+env"""
+NAMES = WORDS.split()
+VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        1 << 60,
+        1e308,
+        "",
+        "*",
+        "\ud800",
+        "$a",
+        "a.b",
+        "x" * 5000,
+        [],
+        [None],
+        {},
+        {"a": {"b": None}},
+    ),
+    *(
+        "SELECT * FROM devices",
+        "SELECT * FROM devices WHERE tags.x = 'y'",
+        "tags.a = 'b'",
+        "((((",
+        "deviceId = 'x' AND",
+    ),
+]
+
+
+def nonsense(draw: random.Random, depth: int = 0) -> Any:
+    if depth > 4 or draw.random() < 0.4:
+        return draw.choice(VALUES)
+    if draw.random() < 0.2:
+        return [nonsense(draw, depth + 1) for _ in range(draw.randint(0, 2))]
+    return {draw.choice(NAMES): nonsense(draw, depth + 1) for _ in range(draw.randint(1, 4))}
+
+
+def body(draw: random.Random) -> bytes:
+    """Nonsense, or a deployment with some in one place."""
+    if draw.random() < 0.1:
+        return draw.choice([b"", b"{", b"\xff", b"[" * 5000])
+    if draw.random() < 0.7:
+        return json.dumps(nonsense(draw)).encode()
+    document = json.loads(json.dumps(MANIFEST))
+    place = document
+    while isinstance(place, dict) and place:
+        name = draw.choice(list(place))
+        if draw.random() < 0.4:
+            place[name] = nonsense(draw)
+            break
+        place = place[name]
+    return json.dumps(document if draw.random() < 0.5 else {"content": document, "targetCondition": "*"}).encode()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_service_api_answers_whatever_it_is_asked(tmp_path: Path, seed: int) -> None:
+    draw, statuses = random.Random(seed), set()
+    for _ in range(2):
+        async with EdgeDevice(MANIFEST, tmp_path, modules_root=tmp_path) as device, asyncio.timeout(3 * SECONDS):
+            for _ in range(300):
+                headers = {"if-match": draw.choice(['"*"', '"1"', "", "ü"])} if draw.random() < 0.5 else {}
+                method = draw.choice(["GET", "PUT", "POST", "PATCH", "DELETE"])
+                request = Request(
+                    method, draw.choice(PATHS), {"top": draw.choice(["", "5", "-1"])}, headers, body(draw)
+                )
+                answer = await device.service.answer(request)
+                json.dumps(answer.document)
+                statuses.add(answer.status)
+    assert {200, 400, 404} <= statuses <= {200, 204, 400, 404, 409, 412}
