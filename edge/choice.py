@@ -15,9 +15,10 @@ from typing import Protocol
 
 import msgspec
 
+from cy_core.record import message_bytes
 from edge.budget import CURSOR, Budget
 from edge.errors import OutboxFull
-from edge.message import MAX_MESSAGE_BYTES, PROPERTY_BYTES, UNIT_BYTES, fill, fit, pack, record_bytes
+from edge.message import MAX_MESSAGE_BYTES, PROPERTY_BYTES, UNIT_BYTES, fill, fit, pack
 from edge.outbox import LedgerEntry, Record, Store
 from edge.outbox.records import PRIORITIES
 
@@ -96,7 +97,7 @@ class Chooser:
         group = _group(records, flying.alone)
         first = group[0]
         own = [entry for entry in entries if entry.outbox == first.outbox and first.sequence not in flying.alone]
-        sizes = list(map(record_bytes, group))
+        sizes = message_bytes(group)
         count, evictions = fit(self._vehicle_id, sizes, own, limits.message_bytes)
         if 0 < count < len(group) or (count < waiting and len(group) == len(records)):
             count = fill(self._vehicle_id, sizes[:count], own[:evictions])
@@ -108,7 +109,7 @@ class Chooser:
 
     def single(self, record: Record) -> Message:
         """A message of nothing but this record."""
-        return self._pack(record.outbox, record.manifest, [record], [], [record_bytes(record)])
+        return self._pack(record.outbox, record.manifest, [record], [], message_bytes([record]))
 
     def commit(self, message: Message) -> None:
         """It goes out: charge it, and let the next one have its turn."""
@@ -145,7 +146,7 @@ class Chooser:
                 skip=flying.deferred,
                 oldest_first=self._turn % FAIR_TURN == FAIR_TURN - 1,
             )
-            if not records or _affordable(records[:1], [record_bytes(records[0])], left):
+            if not records or _affordable(records[:1], message_bytes(records[:1]), left):
                 self.waiting_for_budget = sorted(priority for priority in without if priority in left)
                 return records, left
             without.add(records[0].priority)
@@ -177,7 +178,7 @@ def _group(records: list[Record], alone: Collection[int]) -> list[Record]:
     if first.sequence in alone:
         return records[:1]
     for count, record in enumerate(records):
-        if (record.outbox, record.manifest) != (first.outbox, first.manifest) or record.sequence in alone:
+        if record.outbox != first.outbox or record.manifest != first.manifest or record.sequence in alone:
             return records[:count]
     return records
 

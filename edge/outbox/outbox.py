@@ -7,6 +7,7 @@ so that every process lets go of the file and whoever is alone mends it (salvage
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import time
@@ -283,8 +284,8 @@ class Outbox:
 
     def _hold(self, sequences: list[int], cursor: tuple[str, bytes] | None) -> None:
         age_s = database.keep_age(self._db, *self._clock())
-        held = [(age_s, sequence) for sequence in sequences]
-        self._db.executemany("UPDATE records SET held = ? WHERE sequence = ?", held)
+        which = "sequence IN (SELECT value FROM json_each(?))"
+        self._db.execute(f"UPDATE records SET held = ? WHERE {which}", (age_s, json.dumps(sequences)))
         self._put_cursor(cursor)
 
     def _confirm(self, outbox: bytes, until: int, gaps: Sequence[tuple[int, int]], first: int) -> tuple[int, int]:
