@@ -44,10 +44,11 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """message_units: the size of a message; daily_bytes: by priority; metered_priority: the least important one that
-    goes out over a metered network."""
+    """message_units: the size of a message; latency_s: how long it may wait to be filled; daily_bytes: by priority;
+    metered_priority: the least important one that goes out over a metered network."""
 
     message_units: int = 32
+    latency_s: float = 5.0
     daily_bytes: dict[int, int] = {}
     metered_priority: int = 3
 
@@ -65,6 +66,13 @@ class Flying(msgspec.Struct):
     entries: set[int] = set()
     alone: set[int] = set()
     deferred: set[int] = set()
+
+    def add(self, message: Message) -> None:
+        """It goes out, too; the next one begins behind it."""
+        self.records += len(message.records)
+        self.entries.update(entry.id for entry in message.evictions)
+        for priority, sequence in {record.priority: record.sequence for record in message.records}.items():
+            self.after[priority] = max(sequence, self.after.get(priority, 0))
 
 
 class Queue(Store, Protocol):
@@ -86,14 +94,35 @@ class Chooser:
         self.budget = Budget(outbox.cursor(CURSOR))
         self.waiting_for_budget: list[int] = []  # priorities
 
-    def choose(self, limits: Limits, flying: Flying) -> tuple[Message | None, bool]:
-        """A message of what is not in flight, or None; and whether waiting cannot fill it."""
-        stats = self._outbox.stats()  # before looking: what comes in between is no reason to hurry
+    def choose(self, limits: Limits, flying: Flying, room: int, is_due: bool) -> tuple[list[Message], bool]:
+        """Up to `room` messages of what is not in flight, and whether more is there that does not fill one.
+
+        is_due: what there is goes out, even if waiting might fill a message; for one message only, where waiting is
+        asked for at all.
+        """
+        waiting = self._waiting(flying)  # before looking: what comes in between is no reason to hurry
         entries = self._entries(flying.entries)
+        chosen: list[Message] = []
+        while len(chosen) < room and (found := self._next(limits, flying, waiting, entries)):
+            message, is_urgent = found
+            if not (is_urgent or is_due):
+                return chosen, True
+            is_due = is_due and (is_urgent or not limits.latency_s)
+            self.commit(message)
+            flying.add(message)
+            waiting -= len(message.records)
+            entries = [entry for entry in entries if entry.id not in flying.entries]
+            chosen.append(message)
+        return chosen, False
+
+    def _next(
+        self, limits: Limits, flying: Flying, waiting: int, entries: list[LedgerEntry]
+    ) -> tuple[Message, bool] | None:
+        """A message, and whether waiting cannot fill it."""
         records, left = self._records(limits, flying)
         if not records:
-            return self._of_evictions(entries), False
-        waiting = stats.records - stats.held - flying.records
+            told = self._of_evictions(entries)
+            return (told, False) if told else None
         group = _group(records, flying.alone)
         first = group[0]
         own = [entry for entry in entries if entry.outbox == first.outbox and first.sequence not in flying.alone]
@@ -106,6 +135,10 @@ class Chooser:
         count = max(1, _affordable(group[:count], sizes, left))
         message = self._pack(first.outbox, first.manifest, group[:count], own[:evictions], sizes[:count])
         return message, count < waiting or first.priority == 0
+
+    def _waiting(self, flying: Flying) -> int:
+        stats = self._outbox.stats()
+        return stats.records - stats.held - flying.records
 
     def single(self, record: Record) -> Message:
         """A message of nothing but this record."""
@@ -164,11 +197,14 @@ class Chooser:
 
 
 def _charges(message: Message) -> Counter[int]:
-    charges = Counter[int]()
+    if not message.records:
+        return Counter()
+    first = message.records[0].priority  # pays for what the envelope adds, and the last unit's rest
+    charges = Counter({first: message.units * UNIT_BYTES})
     for record, size in zip(message.records, message.sizes, strict=True):
-        charges[record.priority] += size
-    if message.records:  # what the envelope adds, and the last unit's rest
-        charges[message.records[0].priority] += message.units * UNIT_BYTES - sum(charges.values())
+        if record.priority != first:
+            charges[record.priority] += size
+            charges[first] -= size
     return charges
 
 

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 PROPERTIES = {"$.ct": "application/x-protobuf"}
 POLL_SECONDS = 0.1
 EXPIRE_SECONDS = 60.0
+FORGET_SECONDS = 0.25
 SLOW_SECONDS = 5.0  # an acknowledgement that takes longer says: send less at a time
 REJECTED, POISONOUS = "rejected", "poisonous"
 _OUTBOX = re.compile("[0-9a-f]{32}")
@@ -82,7 +83,7 @@ class UplinkSettings(msgspec.Struct, frozen=True):
 
     def limits(self) -> Limits:
         budgets = {int(priority): limit for priority, limit in self.daily_bytes.items()}
-        return Limits(self.message_units, budgets, self.metered_priority)
+        return Limits(self.message_units, self.latency_s, budgets, self.metered_priority)
 
 
 class Sent(msgspec.Struct):
@@ -132,6 +133,7 @@ class Uplink:
         self._flights: dict[asyncio.Task[None], Message] = {}  # in the order in which they went out
         self._began: dict[asyncio.Task[None], float] = {}
         self._arrived: list[Message] = []  # that the hub has, and the outbox has not forgotten yet
+        self._arrived_at = 0.0  # the first of those
         self._after: dict[int, int] = {}  # by priority, the last sequence that is in flight
         self._suspects = Suspects()
         self._told: dict[int, tuple[LedgerEntry, float]] = {}  # with confirm: what the hub took, and when
@@ -181,11 +183,11 @@ class Uplink:
             await self._settle(0)
         if self._failure:
             await self._start_again()
+        is_idle = False
         if len(self._flights) >= self.window:
             flying = [task for task in self._flights if not task.done()]
-            await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-            return
-        if (self._look or self._is_due()) and (messages := await self._next_messages()):
+            await asyncio.wait(flying, timeout=self._forget_in_s(), return_when=asyncio.FIRST_COMPLETED)
+        elif (self._look or self._is_due()) and (messages := await self._next_messages()):
             if any(task.done() and task.exception() for task in self._flights):
                 self._take_back(messages)  # it broke while we chose: what comes after must not overtake
                 await self._settle(0)
@@ -193,14 +195,20 @@ class Uplink:
                 for message in messages:
                     self._start(message)
         else:
+            is_idle = True
             await self._settle(self._poll_seconds)
             self._look = await self._in_thread(self._outbox.changed) or self._look
-        await self._forget_arrived()  # while others are on their way
+        if is_idle or len(self._arrived) >= self.window or self._forget_in_s() == 0:
+            await self._forget_arrived()  # while others are on their way
 
     def _is_settling_due(self) -> bool:
-        """Each time costs a durable write, so half a window is acknowledged at once; a failure is looked at now."""
+        """Half a window at once; a failure is looked at now."""
         done = [task for task in self._flights if task.done()]
         return 2 * len(done) >= self.window or any(task.exception() for task in done)
+
+    def _forget_in_s(self) -> float | None:
+        """To forget in the outbox costs a durable write, so a windowful is forgotten at once, but none too late."""
+        return max(0.0, self._arrived_at + FORGET_SECONDS - time.monotonic()) if self._arrived else None
 
     async def finish(self, seconds: float) -> None:
         """Start nothing new; give what is in flight this long to be acknowledged, and abandon the rest."""
@@ -264,22 +272,11 @@ class Uplink:
         """In the outbox's thread: what fits into the window, and whether more is there that does not fill a message."""
         if self._chooser is None:
             self._chooser = Chooser(self._outbox, self._vehicle_id, lambda: self.metered)
-        chosen: list[Message] = []
-        while len(self._flights) + len(chosen) < self.window:
-            message, is_urgent = self._chooser.choose(self.settings.limits(), self._flying(chosen))
-            if message is None:
-                break
-            if not (is_urgent or is_due):
-                return chosen, True
-            is_due = is_due and (is_urgent or not self.settings.latency_s)
-            self._chooser.commit(message)
-            for record in message.records:
-                self._after[record.priority] = max(record.sequence, self._after.get(record.priority, 0))
-            chosen.append(message)
-        return chosen, False
+        room = self.window - len(self._flights)
+        return self._chooser.choose(self.settings.limits(), self._flying(), room, is_due)
 
-    def _flying(self, chosen: list[Message]) -> Flying:
-        messages = [*self._flights.values(), *self._arrived, *chosen]
+    def _flying(self) -> Flying:
+        messages = [*self._flights.values(), *self._arrived]
         return Flying(
             self._after,
             sum(len(message.records) for message in messages),
@@ -315,7 +312,8 @@ class Uplink:
             message = self._flights[task]
             if error is None:
                 self._count(message)
-                self._arrived.append(message)
+                self._arrived_at = self._arrived_at if self._arrived else time.monotonic()
+                self._arrived.append(msgspec.structs.replace(message, body=b""))
                 self._pace(time.monotonic() - self._began[task])
             elif isinstance(error, MessageRejected):
                 await self._rejected(message, error)

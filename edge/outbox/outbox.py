@@ -57,6 +57,7 @@ class Outbox:
         if quota_bytes < MIN_QUOTA_BYTES:
             raise InputError("outbox quota", f"{quota_bytes} bytes is too small", f"give at least {MIN_QUOTA_BYTES}")
         self._files = Files(Path(path))
+        self._suspect = str(self._files.suspect)
         self._quota_bytes = quota_bytes
         self._clock = clock
         self._lock = self._files.open_lock()
@@ -410,7 +411,7 @@ class Outbox:
         """
         try:
             with _translated(self._files):
-                if self._files.suspect.exists():
+                if os.path.exists(self._suspect):  # as text: at each call
                     raise apsw.CorruptError("another process found it corrupted")
                 return work()
         except OutboxCorrupt:
