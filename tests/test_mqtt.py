@@ -21,7 +21,8 @@ from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES, unpack
 from edge.outbox import NewRecord, Outbox
 from edge.twin import merge_patch
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 from fleet.ranges import Ranges
 from tests.mosquitto import Authority, Broker
 

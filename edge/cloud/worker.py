@@ -66,4 +66,3 @@ def settle_now(future: "asyncio.Future[Any]", error: Any, result: Any) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
-

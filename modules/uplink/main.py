@@ -3,7 +3,7 @@
 Environment: BORDNETZ_OUTBOX (directory shared with the collector), BORDNETZ_OUTBOX_BYTES (quota, optional, the
 same for both modules), BORDNETZ_METERED (optional: a file that begins with 1 while the network costs by the byte;
 whoever knows writes it), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge
-sets. Twin: edge.uplink.UplinkSettings. Direct method: getStatus.
+sets. Twin: edge.uplink_settings.UplinkSettings. Direct method: getStatus.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from edge import module
 from edge.cloud.choose import choose_cloud
 from edge.outbox import Outbox, Stats
 from edge.twin import Twin
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 
 MESSAGES_BYTES = 1 << 20  # no message is as large: their buffers are used again
 FINISH_SECONDS = 2.0  # for what is in flight when the runtime stops the module; closing takes 2 s more at most
