@@ -102,6 +102,10 @@ class Uplink:
         """Whether only what is urgent goes out."""
         return self._network_metered() if self.settings.metered is None else self.settings.metered
 
+    def look_again(self) -> None:
+        """What could not go out may be allowed to now."""
+        self._look = True
+
     async def run(self) -> None:
         """Send until cancelled. Raises OutboxError."""
         while True:
