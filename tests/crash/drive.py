@@ -6,8 +6,9 @@
 SIGKILL for both modules again and again, the broker restarted, the disk filled and freed, the modules' wall clock
 jumping by decades. Then all is well again, the recording ends, and everything has to arrive within a bound.
 
-Every other drive kills the broker, too. It forgets what it has acknowledged, so only `confirm` helps: the receiver says
-what has come, and the rest comes again, behind what is newer. Of those drives the order (claim c) is not asked.
+Every other drive kills the broker, too, while the receiver is away. It forgets what it has acknowledged, so only
+`confirm` helps: the receiver says what has come, and the rest comes again, behind what is newer. Of those drives the
+order (claim c) is not asked. One without `confirm` has to be caught.
 """
 
 import os
@@ -47,16 +48,21 @@ def run(options: Options) -> Result:
         seed = options.seed + number
         with workplace() as folder, ExitStack() as stack:
             drive = Drive(folder, seed, 180.0 if options.long else 20.0, stack, kills_broker=number % 2 == 1)
-            result.losses += [f"L6 seed {seed}: {line}" for line in drive.run()]
-            for what, number in drive.tried.items():
-                result.count(what, number)
+            result.losses += [f"L6 seed {seed}: {line}" for line in drive.run(drive.faults)]
+            for what, count in drive.tried.items():
+                result.count(what, count)
+    with workplace() as folder, ExitStack() as stack:
+        drive = Drive(folder, options.seed, 6.0, stack, kills_broker=True, confirms=False)
+        result.controls["without-confirm"] = bool(drive.run(["broker_killed"]))
     return result
 
 
 class Drive:
     """One drive; whatever it starts ends with the stack."""
 
-    def __init__(self, folder: Path, seed: int, seconds: float, stack: ExitStack, kills_broker: bool) -> None:
+    def __init__(
+        self, folder: Path, seed: int, seconds: float, stack: ExitStack, kills_broker: bool, confirms: bool = True
+    ) -> None:
         self.tried: dict[str, int] = {}
         self._kills_broker = kills_broker
         self._chance = random.Random(seed)
@@ -73,8 +79,10 @@ class Drive:
         stack.callback(self._broker.stop)
         certificate, key = self._broker.authority.issue("receiver")
         trust = [str(path) for path in (self._broker.authority.certificate, certificate, key, folder / "history")]
-        receiver = ["tests.crash.receiver", CLOUD, str(self._broker.port), *trust, *["confirm"] * kills_broker]
-        _answer(stack.enter_context(_process(*receiver, prefix=in_cloud)))
+        receiver = ["tests.crash.receiver", CLOUD, str(self._broker.port), *trust]
+        receiver += ["confirm"] if kills_broker and confirms else []
+        self._receiver = stack.enter_context(_process(*receiver, prefix=in_cloud))
+        _answer(self._receiver)
         self._disk = stack.enter_context(_small_disk(folder / "disk"))
         self._outbox = self._disk / "outbox"
         self._outbox.mkdir()
@@ -98,10 +106,14 @@ class Drive:
             "BORDNETZ_SOURCE": f"replay:{recording}?speed=1",
         }
 
-    def run(self) -> list[str]:
+    @property
+    def faults(self) -> list[str]:
+        """As often as they are to be."""
+        broker = ["broker_killed"] * 3 if self._kills_broker else ["broker_restarted"]
+        return [*["kill"] * 12, *["network"] * 5, "full_disk", *broker]
+
+    def run(self, steps: list[str]) -> list[str]:
         """What is wrong afterwards."""
-        steps = [*["kill"] * 12, *["network"] * 5, "broker_restarted", "full_disk"]
-        steps += ["broker_killed"] * 3 if self._kills_broker else []
         end = time.monotonic() + self._seconds
         for module in MODULES:
             self._start(module)
@@ -162,7 +174,10 @@ class Drive:
         self._profile(self._chance.choice(sorted(PROFILES)))
 
     def _broker_killed(self) -> None:
+        _tell(self._receiver, "leave")
+        self._wait(self._chance.uniform(0.3, 1.5))
         self._broker_restarted(kill=True)
+        _tell(self._receiver, "come back")
 
     def _broker_restarted(self, kill: bool = False) -> None:
         self._broker.stop(kill)
@@ -178,10 +193,7 @@ class Drive:
         hog.unlink(missing_ok=True)
 
     def _profile(self, name: str) -> None:
-        assert self._link.stdin
-        self._link.stdin.write(f"{name}\n".encode())
-        self._link.stdin.flush()
-        _answer(self._link)
+        _tell(self._link, name)
 
     # Processes
 
@@ -232,6 +244,13 @@ def _process(*arguments: str, prefix: list[str] | None = None) -> "Iterator[subp
     finally:
         process.kill()
         process.wait()
+
+
+def _tell(process: "subprocess.Popen[bytes]", line: str) -> None:
+    assert process.stdin
+    process.stdin.write(f"{line}\n".encode())
+    process.stdin.flush()
+    _answer(process)
 
 
 def _answer(process: "subprocess.Popen[bytes]") -> None:
