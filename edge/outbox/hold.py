@@ -148,6 +148,10 @@ def _translated(files: Files) -> Iterator[None]:
         raise OutboxCorrupt(f"{files.database}: {error}") from error
     except apsw.FullError as error:
         raise OutboxFull(f"{files.database}: no room left, on the disk or under the quota") from error
+    except apsw.IOError as error:
+        if files.is_full():  # SQLite's index of the log has an error of its own for that
+            raise OutboxFull(f"{files.database}: no room left on the disk ({error})") from error
+        raise OutboxError(f"{files.database}: {error}") from error
     except apsw.Error as error:
         raise OutboxError(f"{files.database}: {error}") from error
     except OSError as error:

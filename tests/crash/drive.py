@@ -23,7 +23,7 @@ from typing import IO
 
 from edge.doctor import STATUS_FILE
 from edge.errors import EdgeError
-from edge.outbox import Outbox
+from edge.outbox import Outbox, Stats
 from simulator.simulate import drive as make_recording
 from tests.crash.history import History, read, settle, validate
 from tests.crash.layer import Options, Result, missing, workplace
@@ -52,7 +52,7 @@ def run(options: Options) -> Result:
             for what, count in drive.tried.items():
                 result.count(what, count)
     with workplace() as folder, ExitStack() as stack:
-        drive = Drive(folder, options.seed, 6.0, stack, kills_broker=True, confirms=False)
+        drive = Drive(folder, options.seed, 8.0, stack, kills_broker=True, confirms=False)
         result.controls["without-confirm"] = bool(drive.run(["broker_killed"]))
     return result
 
@@ -65,6 +65,7 @@ class Drive:
     ) -> None:
         self.tried: dict[str, int] = {}
         self._kills_broker = kills_broker
+        self._patience_s = 4.0 if confirms else 20.0  # for the broker to take something that it is to forget
         self._chance = random.Random(seed)
         self._seconds = seconds
         self._folder = folder
@@ -155,12 +156,29 @@ class Drive:
         return validate(events, DRAIN_S + 20, "abdef" if self._kills_broker else "abcdef")
 
     def _is_drained(self) -> bool:
-        """Whether the collector is through with its recording, and the outbox is empty. Looks from outside."""
+        """Whether the collector is through with its recording, and the outbox is empty."""
         status = self._outbox / STATUS_FILE
-        finished = status.exists() and b'"finished"' in status.read_bytes()
+        if not status.exists() or b'"finished"' not in status.read_bytes():
+            return False
+        stats = self._stats()
+        return stats is not None and stats.records == 0
+
+    def _wait_for_acknowledgement(self) -> None:
+        """Until the broker has taken what was waiting, where the network lets it."""
+        until, has_waited = time.monotonic() + self._patience_s, False
+        while time.monotonic() < until:
+            if (stats := self._stats()) is not None:
+                waits = stats.records > stats.held
+                if has_waited and not waits:
+                    return
+                has_waited = has_waited or waits
+            self._wait(0.05)
+
+    def _stats(self) -> Stats | None:
+        """Of the outbox, from outside."""
         with suppress(EdgeError), Outbox(self._outbox, QUOTA_BYTES) as outbox:
-            return finished and outbox.stats().records == 0
-        return False
+            return outbox.stats()
+        return None
 
     # Faults
 
@@ -175,7 +193,7 @@ class Drive:
 
     def _broker_killed(self) -> None:
         _tell(self._receiver, "leave")
-        self._wait(self._chance.uniform(0.3, 1.5))
+        self._wait_for_acknowledgement()
         self._broker_restarted(kill=True)
         _tell(self._receiver, "come back")
 
