@@ -220,6 +220,7 @@ class Module:
         refused = self.twin.state["refused"]
         described = doctor.describe(self.collector.line, self.collector.source, self._names, refused)
         doctor.add_fates(described, self._folder)
+        described["problem"] = self.collector.problem
         return described
 
     async def _leave_status(self) -> None:
@@ -250,24 +251,11 @@ class Module:
 
     async def _do(self, method: str, asked: Any) -> tuple[int, Any]:
         if method == "getStatus":
-            problem = self.collector.problem
-            own = {
-                "problem": problem,
-                "connected": self.hub.connected,
-                "client": dict(self.hub.counters),
-                "settings": self.twin.state,
-            }
+            own = {"connected": self.hub.connected, "client": dict(self.hub.counters), "settings": self.twin.state}
             described = self._describe()
             described["campaigns"] = _of(described["campaigns"], asked.campaigns)
-            whole = {
-                **described,
-                **await self._status(),
-                **own,
-                "problem": problem,
-                "campaigns": described["campaigns"],
-            }
-            why = [problem] * bool(problem) + doctor.explain(described)
-            return 200, fit({**whole, "why": why}, "why", "campaigns")
+            whole = {**described, **await self._status(), **own, "campaigns": described["campaigns"]}
+            return 200, fit({**whole, "why": doctor.explain(described)}, "why", "campaigns")
         if method == "getCampaigns":
             campaigns = _of(msgspec.to_builtins(self.twin.settings.campaigns), asked.campaigns)
             return 200, fit({"campaigns": campaigns, "refused": self.twin.state["refused"]}, "refused", "campaigns")
