@@ -190,6 +190,18 @@ def _output(script: str, *arguments: str) -> list[float]:
 # Drain
 
 
+class Rate(NamedTuple):
+    """cpu_ms: of the sender, for each megabyte; a busy machine changes it less."""
+
+    mb_per_s: float
+    cpu_ms: float
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Sink(Hub):
     """Acknowledges and counts, stores nothing: what is measured is the sender."""
 
@@ -197,12 +209,13 @@ class Sink(Hub):
         super().__init__(*arguments)
         self.store.store = lambda *message: None  # type: ignore[method-assign]
 
-    async def rate(self) -> float:
-        """Bytes a second, once it flows."""
+    async def rate(self, sender: int) -> "Rate":
+        """Once it flows."""
         await self._until(self.counters["body_bytes"] + WARM_BYTES)
-        began, first = time.perf_counter(), self.counters["body_bytes"]
+        began, first, cpu_s = time.perf_counter(), self.counters["body_bytes"], _cpu_s(sender)
         await self._until(first + ROUND_BYTES)
-        return (self.counters["body_bytes"] - first) / (time.perf_counter() - began)
+        megabytes = (self.counters["body_bytes"] - first) / 1e6
+        return Rate(megabytes / (time.perf_counter() - began), 1000 * (_cpu_s(sender) - cpu_s) / megabytes)
 
     async def _until(self, count: int) -> None:
         while self.counters["body_bytes"] < count:
@@ -227,10 +240,12 @@ async def _drain(backlog: Path, folder: Path) -> dict[str, Any]:
         left = status["outbox"]["bytes"]
     return {
         "figure": f"uplink: drain of a 1 GB backlog, {ROUNDS} x {ROUND_BYTES >> 20} MiB of it",
-        "mb_per_s": statistics.median(own for own, _ in pairs) / 1e6,
+        "mb_per_s": statistics.median(own.mb_per_s for own, _ in pairs),
+        "cpu_ms_per_mb": min(own.cpu_ms for own, _ in pairs),
         "against": "azure-iot-device alone, 16 at a time, 130 kB each",
-        "against_mb_per_s": statistics.median(alone for _, alone in pairs) / 1e6,
-        "ratio": statistics.median(own / alone for own, alone in pairs),
+        "against_mb_per_s": statistics.median(alone.mb_per_s for _, alone in pairs),
+        "against_cpu_ms_per_mb": min(alone.cpu_ms for _, alone in pairs),
+        "ratio": statistics.median(own.mb_per_s / alone.mb_per_s for own, alone in pairs),
         "asked": 0.8,
         "fill": min(fills),
         "fill_asked": 0.97,
@@ -241,12 +256,12 @@ async def _drain(backlog: Path, folder: Path) -> dict[str, Any]:
 
 async def _rate(
     hub: Sink, command: list[str], environment: dict[str, str], module: str | None
-) -> tuple[float, dict[str, Any]]:
+) -> tuple[Rate, dict[str, Any]]:
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        rate = await hub.rate()
+        rate = await hub.rate(process.pid)
         status = (await hub.call(module, "getStatus"))[1] if module else {}
     finally:
         process.send_signal(signal.SIGTERM if module else signal.SIGKILL)

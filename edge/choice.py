@@ -15,9 +15,10 @@ from typing import Protocol
 
 import msgspec
 
+from cy_core.record import message_bytes
 from edge.budget import CURSOR, Budget
 from edge.errors import OutboxFull
-from edge.message import MAX_MESSAGE_BYTES, PROPERTY_BYTES, UNIT_BYTES, fill, fit, pack, record_bytes
+from edge.message import MAX_MESSAGE_BYTES, PROPERTY_BYTES, UNIT_BYTES, fill, fit, pack
 from edge.outbox import LedgerEntry, Record, Store
 from edge.outbox.records import PRIORITIES
 
@@ -43,10 +44,11 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """message_units: the size of a message; daily_bytes: by priority; metered_priority: the least important one that
-    goes out over a metered network."""
+    """message_units: the size of a message; latency_s: how long it may wait to be filled; daily_bytes: by priority;
+    metered_priority: the least important one that goes out over a metered network."""
 
     message_units: int = 32
+    latency_s: float = 5.0
     daily_bytes: dict[int, int] = {}
     metered_priority: int = 3
 
@@ -64,6 +66,13 @@ class Flying(msgspec.Struct):
     entries: set[int] = set()
     alone: set[int] = set()
     deferred: set[int] = set()
+
+    def add(self, message: Message) -> None:
+        """It goes out, too; the next one begins behind it."""
+        self.records += len(message.records)
+        self.entries.update(entry.id for entry in message.evictions)
+        for priority, sequence in {record.priority: record.sequence for record in message.records}.items():
+            self.after[priority] = max(sequence, self.after.get(priority, 0))
 
 
 class Queue(Store, Protocol):
@@ -85,18 +94,39 @@ class Chooser:
         self.budget = Budget(outbox.cursor(CURSOR))
         self.waiting_for_budget: list[int] = []  # priorities
 
-    def choose(self, limits: Limits, flying: Flying) -> tuple[Message | None, bool]:
-        """A message of what is not in flight, or None; and whether waiting cannot fill it."""
-        stats = self._outbox.stats()  # before looking: what comes in between is no reason to hurry
+    def choose(self, limits: Limits, flying: Flying, room: int, is_due: bool) -> tuple[list[Message], bool]:
+        """Up to `room` messages of what is not in flight, and whether more is there that does not fill one.
+
+        is_due: what there is goes out, even if waiting might fill a message; for one message only, where waiting is
+        asked for at all.
+        """
+        waiting = self._waiting(flying)  # before looking: what comes in between is no reason to hurry
         entries = self._entries(flying.entries)
+        chosen: list[Message] = []
+        while len(chosen) < room and (found := self._next(limits, flying, waiting, entries)):
+            message, is_urgent = found
+            if not (is_urgent or is_due):
+                return chosen, True
+            is_due = is_due and (is_urgent or not limits.latency_s)
+            self.commit(message)
+            flying.add(message)
+            waiting -= len(message.records)
+            entries = [entry for entry in entries if entry.id not in flying.entries]
+            chosen.append(message)
+        return chosen, False
+
+    def _next(
+        self, limits: Limits, flying: Flying, waiting: int, entries: list[LedgerEntry]
+    ) -> tuple[Message, bool] | None:
+        """A message, and whether waiting cannot fill it."""
         records, left = self._records(limits, flying)
         if not records:
-            return self._of_evictions(entries), False
-        waiting = stats.records - stats.held - flying.records
+            told = self._of_evictions(entries)
+            return (told, False) if told else None
         group = _group(records, flying.alone)
         first = group[0]
         own = [entry for entry in entries if entry.outbox == first.outbox and first.sequence not in flying.alone]
-        sizes = list(map(record_bytes, group))
+        sizes = message_bytes(group)
         count, evictions = fit(self._vehicle_id, sizes, own, limits.message_bytes)
         if 0 < count < len(group) or (count < waiting and len(group) == len(records)):
             count = fill(self._vehicle_id, sizes[:count], own[:evictions])
@@ -106,9 +136,13 @@ class Chooser:
         message = self._pack(first.outbox, first.manifest, group[:count], own[:evictions], sizes[:count])
         return message, count < waiting or first.priority == 0
 
+    def _waiting(self, flying: Flying) -> int:
+        stats = self._outbox.stats()
+        return stats.records - stats.held - flying.records
+
     def single(self, record: Record) -> Message:
         """A message of nothing but this record."""
-        return self._pack(record.outbox, record.manifest, [record], [], [record_bytes(record)])
+        return self._pack(record.outbox, record.manifest, [record], [], message_bytes([record]))
 
     def commit(self, message: Message) -> None:
         """It goes out: charge it, and let the next one have its turn."""
@@ -145,7 +179,7 @@ class Chooser:
                 skip=flying.deferred,
                 oldest_first=self._turn % FAIR_TURN == FAIR_TURN - 1,
             )
-            if not records or _affordable(records[:1], [record_bytes(records[0])], left):
+            if not records or _affordable(records[:1], message_bytes(records[:1]), left):
                 self.waiting_for_budget = sorted(priority for priority in without if priority in left)
                 return records, left
             without.add(records[0].priority)
@@ -163,11 +197,14 @@ class Chooser:
 
 
 def _charges(message: Message) -> Counter[int]:
-    charges = Counter[int]()
+    if not message.records:
+        return Counter()
+    first = message.records[0].priority  # pays for what the envelope adds, and the last unit's rest
+    charges = Counter({first: message.units * UNIT_BYTES})
     for record, size in zip(message.records, message.sizes, strict=True):
-        charges[record.priority] += size
-    if message.records:  # what the envelope adds, and the last unit's rest
-        charges[message.records[0].priority] += message.units * UNIT_BYTES - sum(charges.values())
+        if record.priority != first:
+            charges[record.priority] += size
+            charges[first] -= size
     return charges
 
 
@@ -177,7 +214,7 @@ def _group(records: list[Record], alone: Collection[int]) -> list[Record]:
     if first.sequence in alone:
         return records[:1]
     for count, record in enumerate(records):
-        if (record.outbox, record.manifest) != (first.outbox, first.manifest) or record.sequence in alone:
+        if record.outbox != first.outbox or record.manifest != first.manifest or record.sequence in alone:
             return records[:count]
     return records
 

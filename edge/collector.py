@@ -88,6 +88,7 @@ class Collector:
         """on_first is called once, when the first block has been stored."""
         self.totals = Totals()
         self.finished = False
+        self.problem = ""  # why nothing is stored at the moment
         self.source = source
         self.line = Line(decoder, ring_bytes)
         self._on_first = on_first
@@ -212,9 +213,11 @@ class Collector:
         while True:
             try:
                 self._outbox.append(records, (self.source.name, self._cursor()))
+                self.problem = ""
                 return
             except OutboxError as error:
+                self.problem = f"the outbox does not take a block: {error}; trying until it does"
                 if not warned:
-                    log.error("the outbox does not take the block: %s; trying until it does", error)
+                    log.error("%s", self.problem)
                     warned = True
                 time.sleep(RETRY_S)

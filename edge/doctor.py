@@ -143,7 +143,7 @@ def add_fates(status: Mapping[str, Any], folder: Path) -> None:
 
 def explain(status: Mapping[str, Any]) -> list[str]:
     """A sentence for each thing that keeps data from coming; none where all is well."""
-    lines: list[str] = []
+    lines = [status["problem"]] if status.get("problem") else []
     source = status["source"]
     if source["problem"]:
         lines.append(f"source {source['name']}: {source['problem']}")

@@ -5,6 +5,7 @@ uplink ──acknowledged──► Fates ──save──► status-uplink.json 
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,8 @@ class Fates:
 
     def note(self, records: "Iterable[Record]", entries: "Iterable[LedgerEntry]" = ()) -> None:
         """The cloud has these records, and has been told of these entries of the ledger, which are gone."""
-        for record in records:
-            self._of(record.stream)["sent"] += 1
+        for stream, count in Counter([record.stream for record in records]).items():
+            self._of(stream)["sent"] += count
         for entry in entries:
             self._of(entry.stream)["evicted"] += entry.count
 

@@ -1,4 +1,4 @@
-"""Messages and blocks: between the rest and protobuf, which only this file imports.
+"""Messages and blocks: between the rest and protobuf, which only this file imports; records go in by a kernel.
 
     records of one outbox and manifest + evictions ──► pack ──► bytes of one message ──► unpack ──► Envelope
     Block ──► encode ──► body of a record ──► Block.decode
@@ -10,13 +10,17 @@ import itertools
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from cy_core import record
 from edge import message_pb2
 from edge.errors import BlockCorrupt
+
+if TYPE_CHECKING:
+    from cy_core.record import Record as RecordLike
 
 UNIT_BYTES = 4096  # what IoT Hub bills by
 FULL = 0.97
@@ -127,19 +131,6 @@ class Block(msgspec.Struct, frozen=True):
         )
 
 
-class RecordLike(Protocol):
-    """What pack needs of a record; edge.outbox.Record is one."""
-
-    @property
-    def sequence(self) -> int: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def stream(self) -> str: ...
-    @property
-    def body(self) -> bytes: ...
-
-
 class EvictionLike(Protocol):
     """What pack needs of an eviction; edge.outbox.LedgerEntry is one."""
 
@@ -161,18 +152,14 @@ def pack(
     vehicle_id: str,
     outbox_id: bytes,
     manifest: bytes,
-    records: Iterable[RecordLike],
+    records: "Iterable[RecordLike]",
     evictions: Iterable[EvictionLike] = (),
 ) -> bytes:
     """The bytes of one message."""
-    envelope = message_pb2.Envelope(
-        vehicle_id=vehicle_id,
-        outbox_id=outbox_id,
-        manifest=manifest,
-        records=[_record(record) for record in records],
-        evictions=[_eviction(eviction) for eviction in evictions],
-    )
-    return bytes(envelope.SerializeToString(deterministic=True))
+    head = message_pb2.Envelope(vehicle_id=vehicle_id, outbox_id=outbox_id, manifest=manifest)
+    tail = message_pb2.Envelope(evictions=[_eviction(eviction) for eviction in evictions])
+    ends = [bytes(end.SerializeToString(deterministic=True)) for end in (head, tail)]
+    return record.pack(ends[0], list(records), ends[1])
 
 
 def unpack(body: bytes) -> Envelope:
@@ -189,7 +176,7 @@ def unpack(body: bytes) -> Envelope:
         envelope.vehicle_id,
         envelope.outbox_id,
         envelope.manifest,
-        [Record(record.sequence, record.priority, record.stream, record.body) for record in envelope.records],
+        [Record(one.sequence, one.priority, one.stream, one.body) for one in envelope.records],
         [
             Eviction(**{name: getattr(eviction, name) for name in Eviction.__struct_fields__})
             for eviction in envelope.evictions
@@ -200,7 +187,7 @@ def unpack(body: bytes) -> Envelope:
 def fit(vehicle_id: str, sizes: Sequence[int], evictions: Sequence[EvictionLike], limit_bytes: int) -> tuple[int, int]:
     """How many of the first evictions and records fit into a message of limit_bytes; evictions go first.
 
-    sizes: record_bytes of each record. Exact: the sizes are those of the encoding. (0, 0) if not even the first fits.
+    sizes: message_bytes of the records. Exact: the sizes are those of the encoding. (0, 0) if not even the first fits.
     """
     size = _head_bytes(vehicle_id)
     kept_evictions, size = _take((_field_bytes(_eviction(one).ByteSize()) for one in evictions), size, limit_bytes)
@@ -244,26 +231,9 @@ def _take(sizes: Iterable[int], size: int, limit_bytes: int) -> tuple[int, int]:
     return taken, size
 
 
-def record_bytes(record: RecordLike) -> int:
-    """What a record takes of a message, without copying its body."""
-    size = _fixed_bytes(record.priority, record.stream) + (_field_bytes(len(record.body)) if record.body else 0)
-    return _field_bytes(size + (1 + (record.sequence.bit_length() + 6) // 7 if record.sequence else 0))
-
-
-@lru_cache(256)
-def _fixed_bytes(priority: int, stream: str) -> int:
-    return int(message_pb2.Record(priority=priority, stream=stream).ByteSize())
-
-
 def _field_bytes(length: int) -> int:
     """A field of this length with its tag and length prefix."""
     return 1 + max(1, (length.bit_length() + 6) // 7) + length
-
-
-def _record(record: RecordLike) -> message_pb2.Record:
-    return message_pb2.Record(
-        sequence=record.sequence, priority=record.priority, stream=record.stream, body=record.body
-    )
 
 
 def _eviction(eviction: EvictionLike) -> message_pb2.Eviction:

@@ -8,7 +8,7 @@ A network that is bad for all proves nothing: a record is poisonous only where o
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 STRIKES = 3
 OTHERS = 8  # that have to arrive before a deferred record is tried once more
@@ -35,13 +35,14 @@ class Suspects:
         """The deferred record to try: the one that has failed least often."""
         return min(self._failed, key=lambda sequence: (self._failed[sequence], sequence), default=None)
 
-    def acquit(self, sequences: Iterable[int]) -> None:
+    def acquit(self, sequences: Sequence[int]) -> None:
         """They have arrived, or are gone."""
-        for sequence in sequences:
-            self._arrived += 1
-            self.alone.discard(sequence)
-            self._blamed.pop(sequence, None)
-            self._failed.pop(sequence, None)
+        self._arrived += len(sequences)
+        if self.alone or self._blamed or self._failed:
+            for sequence in sequences:
+                self.alone.discard(sequence)
+                self._blamed.pop(sequence, None)
+                self._failed.pop(sequence, None)
 
     def blame(self, sequences: Sequence[int]) -> int | None:
         """The connection broke at a message of these; return the record that is now proved to be poisonous."""

@@ -8,98 +8,34 @@ A record leaves the outbox only after the cloud's acknowledgement: it can arrive
 cloud drops repeats by (vehicle, outbox, sequence). When a message fails, no new one goes out until all in flight
 have ended; then it starts again at the oldest record. So what arrives over a connection that keeps order arrives,
 for the first time, in the order of its stream; except after a record that breaks the connection again and again:
-that one is passed over, and tried alone. All outbox calls run in one thread.
-
-With confirm, a hub's acknowledgement is not enough: records are held until the cloud side says in the twin what it
-has (edge/confirmation.py), and what it misses is sent again.
+that one is passed over, and tried alone. What is forgotten when: edge/receipts.py.
 """
 
 import asyncio
 import logging
 import random
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Annotated, TypeVar
 
 import msgspec
 
-from edge.choice import Chooser, Flying, Limits, Message
+from edge.choice import Chooser, Flying, Message
 from edge.cloud import Cloud
-from edge.confirmation import Confirmation
-from edge.errors import CloudUnreachable, MessageRejected, OutboxFull
+from edge.errors import CloudUnreachable, MessageRejected
 from edge.fates import Fates
-from edge.outbox import LedgerEntry, Outbox, Record
+from edge.outbox import Outbox
+from edge.receipts import Receipts
 from edge.suspects import Suspects
+from edge.uplink_settings import Sent, UplinkSettings
 
 log = logging.getLogger(__name__)
 
 PROPERTIES = {"$.ct": "application/x-protobuf"}
 POLL_SECONDS = 0.1
-EXPIRE_SECONDS = 60.0
+FORGET_SECONDS = 0.25
 SLOW_SECONDS = 5.0  # an acknowledgement that takes longer says: send less at a time
 REJECTED, POISONOUS = "rejected", "poisonous"
-_OUTBOX = re.compile("[0-9a-f]{32}")
-
-T = TypeVar("T")
-_Positive = Annotated[float, msgspec.Meta(gt=0, le=3600)]
-
-
-class UplinkSettings(msgspec.Struct, frozen=True):
-    """The uplink's twin, and its defaults.
-
-    latency_s: how long to wait for a message to fill; none in a backlog or with priority 0. message_units: its
-    size in units of 4096 bytes, which is what is billed. daily_bytes: what each priority ("0" to "255") may cost a
-    day. metered: whether the network costs by the byte; null: as the module's environment says. metered_priority: the
-    least important one that is sent then. confirm, confirmed: docs/formats/message.md, Confirmation; confirm_within_s:
-    what was not confirmed for so long is sent again. report_s: how often the counters are reported.
-    """
-
-    latency_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
-    message_units: Annotated[int, msgspec.Meta(ge=1, le=64)] = 32
-    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=16)] = 16
-    daily_bytes: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
-    metered: bool | None = None
-    metered_priority: Annotated[int, msgspec.Meta(ge=0, le=255)] = 3
-    confirm: bool = False
-    confirmed: dict[str, Confirmation] = {}
-    confirm_within_s: Annotated[int, msgspec.Meta(ge=1, le=30 * 86400)] = 86400
-    retry_min_s: _Positive = 1.0
-    retry_max_s: _Positive = 60.0
-    send_timeout_s: _Positive = 60.0
-    report_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
-
-    def __post_init__(self) -> None:
-        if self.retry_min_s > self.retry_max_s:
-            raise ValueError(f"retry_min_s {self.retry_min_s} is greater than retry_max_s {self.retry_max_s}")
-        for outbox in self.confirmed:
-            if not _OUTBOX.fullmatch(outbox):
-                raise ValueError(f"confirmed: {outbox[:40]!r} is no outbox id; they have 32 hex digits")
-        for priority in self.daily_bytes:
-            if not priority.isdecimal() or int(priority) > 255:
-                raise ValueError(f"daily_bytes: {priority[:20]!r} is no priority; they are 0 to 255")
-
-    def limits(self) -> Limits:
-        budgets = {int(priority): limit for priority, limit in self.daily_bytes.items()}
-        return Limits(self.message_units, budgets, self.metered_priority)
-
-
-class Sent(msgspec.Struct):
-    """Since the start: what the cloud has acknowledged, of how many units of 4096 bytes; what was set aside because
-    the cloud rejects it or breaks off at it; confirmed, and sent again because the cloud had not got it; acknowledged
-    so late that less is sent at a time."""
-
-    messages: int = 0
-    records: int = 0
-    bytes: int = 0
-    units: int = 0
-    rejected: int = 0
-    poisonous: int = 0
-    retries: int = 0
-    confirmed: int = 0
-    sent_again: int = 0
-    slow: int = 0
 
 
 class Uplink:
@@ -123,7 +59,7 @@ class Uplink:
         self.problem = ""  # why nothing goes out at the moment
         self._outbox = outbox
         self._cloud = cloud
-        self._executor = executor
+        self._receipts = Receipts(outbox, executor, lambda: self.settings, self.sent, self.fates)
         self._vehicle_id = vehicle_id
         self._poll_seconds = poll_seconds
         self._network_metered = metered
@@ -132,17 +68,15 @@ class Uplink:
         self._flights: dict[asyncio.Task[None], Message] = {}  # in the order in which they went out
         self._began: dict[asyncio.Task[None], float] = {}
         self._arrived: list[Message] = []  # that the hub has, and the outbox has not forgotten yet
+        self._arrived_at = 0.0  # the first of those
         self._after: dict[int, int] = {}  # by priority, the last sequence that is in flight
         self._suspects = Suspects()
-        self._told: dict[int, tuple[LedgerEntry, float]] = {}  # with confirm: what the hub took, and when
-        self._confirmed: dict[str, Confirmation] = {}
         self._window = float(self.settings.max_in_flight)
         self._is_slow = False
         self._failure = ""
         self._delay_s = 0.0
         self._look = True  # whether the outbox may hold something that was not there before
         self._due: float | None = None  # when the message now being filled has to go
-        self._expire_at = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -168,6 +102,10 @@ class Uplink:
         """Whether only what is urgent goes out."""
         return self._network_metered() if self.settings.metered is None else self.settings.metered
 
+    def look_again(self) -> None:
+        """What could not go out may be allowed to now."""
+        self._look = True
+
     async def run(self) -> None:
         """Send until cancelled. Raises OutboxError."""
         while True:
@@ -175,17 +113,17 @@ class Uplink:
 
     async def step(self) -> None:
         """Send what may go out, or wait for a reason to."""
-        await self._housekeeping()
+        self._look = await self._receipts.keep_up() or self._look
         await self._cloud.wait_connected()
         if self._is_settling_due():
             await self._settle(0)
         if self._failure:
             await self._start_again()
+        is_idle = False
         if len(self._flights) >= self.window:
             flying = [task for task in self._flights if not task.done()]
-            await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-            return
-        if (self._look or self._is_due()) and (messages := await self._next_messages()):
+            await asyncio.wait(flying, timeout=self._forget_in_s(), return_when=asyncio.FIRST_COMPLETED)
+        elif (self._look or self._is_due()) and (messages := await self._next_messages()):
             if any(task.done() and task.exception() for task in self._flights):
                 self._take_back(messages)  # it broke while we chose: what comes after must not overtake
                 await self._settle(0)
@@ -193,14 +131,20 @@ class Uplink:
                 for message in messages:
                     self._start(message)
         else:
+            is_idle = True
             await self._settle(self._poll_seconds)
-            self._look = await self._in_thread(self._outbox.changed) or self._look
-        await self._forget_arrived()  # while others are on their way
+            self._look = await self._receipts.in_thread(self._outbox.changed) or self._look
+        if is_idle or len(self._arrived) >= self.window or self._forget_in_s() == 0:
+            await self._forget_arrived()  # while others are on their way
 
     def _is_settling_due(self) -> bool:
-        """Each time costs a durable write, so half a window is acknowledged at once; a failure is looked at now."""
+        """Half a window at once; a failure is looked at now."""
         done = [task for task in self._flights if task.done()]
         return 2 * len(done) >= self.window or any(task.exception() for task in done)
+
+    def _forget_in_s(self) -> float | None:
+        """To forget in the outbox costs a durable write, so a windowful is forgotten at once, but none too late."""
+        return max(0.0, self._arrived_at + FORGET_SECONDS - time.monotonic()) if self._arrived else None
 
     async def finish(self, seconds: float) -> None:
         """Start nothing new; give what is in flight this long to be acknowledged, and abandon the rest."""
@@ -211,22 +155,6 @@ class Uplink:
         for task in self._flights:
             task.cancel()
 
-    async def _housekeeping(self) -> None:
-        if self.settings.confirmed != self._confirmed or (not self.settings.confirm and self._told):
-            await self._persist(self._take_confirmation)
-        if asyncio.get_running_loop().time() >= self._expire_at:
-            wait = min(EXPIRE_SECONDS, self.settings.confirm_within_s if self.settings.confirm else EXPIRE_SECONDS)
-            self._expire_at = asyncio.get_running_loop().time() + wait
-            await self._persist(self._outbox.expire)
-            if self.settings.confirm:
-                within = self.settings.confirm_within_s
-                self.sent.sent_again += await self._persist(lambda: self._outbox.reclaim(within))
-                due = time.monotonic() - within
-                self._told = {key: told for key, told in self._told.items() if told[1] > due}
-            else:
-                await self._persist(self._outbox.release)
-            self._look = True  # a new day may have begun, the network may be another one
-
     # Choosing
 
     async def _next_messages(self) -> list[Message]:
@@ -236,7 +164,7 @@ class Uplink:
             self._look = True
             return [suspect]
         is_due = self._is_due() or not self.settings.latency_s
-        messages, is_filling = await self._in_thread(lambda: self._choose(is_due))
+        messages, is_filling = await self._receipts.in_thread(lambda: self._choose(is_due))
         self._look = bool(messages)
         if not is_filling or messages:
             self._due = None
@@ -248,7 +176,7 @@ class Uplink:
         """A record that the connection broke at, alone, to see whether it is to blame."""
         if self._flights or (sequence := self._suspects.next()) is None:
             return None
-        record = await self._in_thread(lambda: self._outbox.record(sequence))
+        record = await self._receipts.in_thread(lambda: self._outbox.record(sequence))
         if record is None:
             self._suspects.acquit([sequence])
             return None
@@ -264,26 +192,15 @@ class Uplink:
         """In the outbox's thread: what fits into the window, and whether more is there that does not fill a message."""
         if self._chooser is None:
             self._chooser = Chooser(self._outbox, self._vehicle_id, lambda: self.metered)
-        chosen: list[Message] = []
-        while len(self._flights) + len(chosen) < self.window:
-            message, is_urgent = self._chooser.choose(self.settings.limits(), self._flying(chosen))
-            if message is None:
-                break
-            if not (is_urgent or is_due):
-                return chosen, True
-            is_due = is_due and (is_urgent or not self.settings.latency_s)
-            self._chooser.commit(message)
-            for record in message.records:
-                self._after[record.priority] = max(record.sequence, self._after.get(record.priority, 0))
-            chosen.append(message)
-        return chosen, False
+        room = self.window - len(self._flights)
+        return self._chooser.choose(self.settings.limits(), self._flying(), room, is_due)
 
-    def _flying(self, chosen: list[Message]) -> Flying:
-        messages = [*self._flights.values(), *self._arrived, *chosen]
+    def _flying(self) -> Flying:
+        messages = [*self._flights.values(), *self._arrived]
         return Flying(
             self._after,
             sum(len(message.records) for message in messages),
-            {entry.id for message in messages for entry in message.evictions} | self._told.keys(),
+            {entry.id for message in messages for entry in message.evictions} | self._receipts.told,
             self._suspects.alone,
             self._suspects.deferred,
         )
@@ -315,7 +232,8 @@ class Uplink:
             message = self._flights[task]
             if error is None:
                 self._count(message)
-                self._arrived.append(message)
+                self._arrived_at = self._arrived_at if self._arrived else time.monotonic()
+                self._arrived.append(msgspec.structs.replace(message, body=b""))
                 self._pace(time.monotonic() - self._began[task])
             elif isinstance(error, MessageRejected):
                 await self._rejected(message, error)
@@ -352,21 +270,8 @@ class Uplink:
         if not messages:
             return
         assert self._chooser is not None
-        sequences = [record.sequence for message in messages for record in message.records]
-        evictions = {entry.id: entry for message in messages for entry in message.evictions}
-        cursor = self._chooser.cursor() if self.settings.daily_bytes else None
-        if self.settings.confirm:
-            records = [record for message in messages for record in message.records]
-            known = [record.sequence for record in records if self._is_confirmed(record)]
-            await self._persist(lambda: self._outbox.hold(set(sequences).difference(known), cursor))
-            if known:  # sent again, or confirmed before its acknowledgement came
-                await self._persist(lambda: self._outbox.ack(known))
-                self.sent.confirmed += len(known)
-            self._told |= {entry.id: (entry, time.monotonic()) for entry in evictions.values()}
-        else:
-            await self._persist(lambda: self._outbox.ack(sequences, cursor, evictions))
-            self.fates.note((), evictions.values())
-        self._suspects.acquit(sequences)
+        await self._receipts.forget(messages, self._chooser.cursor() if self.settings.daily_bytes else None)
+        self._suspects.acquit([record.sequence for message in messages for record in message.records])
         self._look, self._arrived = True, []
         if not self._flights:
             self._after.clear()
@@ -383,7 +288,7 @@ class Uplink:
         if guilty is not None:
             log.error("record %d set aside, the connection breaks at it and at no other: %s", guilty, error)
             self.sent.poisonous += 1
-            await self._persist(lambda: self._outbox.set_aside([guilty], POISONOUS, str(error)))
+            await self._receipts.persist(lambda: self._outbox.set_aside([guilty], POISONOUS, str(error)))
 
     async def _rejected(self, message: Message, error: MessageRejected) -> None:
         """Set a record aside that the cloud will never take. Of several, each is tried alone first."""
@@ -395,9 +300,11 @@ class Uplink:
         log.error("message %s set aside, the cloud rejects it: %s", message.id, error)
         self.sent.rejected += 1
         if sequences:
-            await self._persist(lambda: self._outbox.set_aside(sequences, REJECTED, str(error)))
+            await self._receipts.persist(lambda: self._outbox.set_aside(sequences, REJECTED, str(error)))
         else:
-            await self._persist(lambda: self._outbox.ack([], entries=[entry.id for entry in message.evictions]))
+            await self._receipts.persist(
+                lambda: self._outbox.ack([], entries=[entry.id for entry in message.evictions])
+            )
         self._suspects.acquit(sequences)
 
     async def _start_again(self) -> None:
@@ -413,43 +320,3 @@ class Uplink:
         await asyncio.sleep(delay)
         self.sent.retries += 1
         self._failure, self._look = "", True
-
-    # The outbox
-
-    def _is_confirmed(self, record: Record) -> bool:
-        said = self._confirmed.get(record.outbox.hex())
-        return said is not None and said.has(record.sequence)
-
-    def _take_confirmation(self) -> None:
-        """In the outbox's thread: what the cloud says it has."""
-        for outbox, said in self.settings.confirmed.items():
-            if self._confirmed.get(outbox) == said:
-                continue
-            gone, back = self._outbox.confirm(bytes.fromhex(outbox), said.until, said.ranges(), said.first)
-            self.sent.confirmed += gone
-            self.sent.sent_again += back
-            told = [entry for entry, _ in self._told.values() if entry.outbox.hex() == outbox and said.knows(entry)]
-            self._outbox.ack([], entries=[entry.id for entry in told])
-            self.fates.note((), told)
-            for entry in told:
-                del self._told[entry.id]
-        if not self.settings.confirm:
-            self._outbox.ack([], entries=self._told)
-            self.fates.note((), (entry for entry, _ in self._told.values()))
-            self._told.clear()
-        self._confirmed = self.settings.confirmed
-        self._look = True
-
-    async def _persist(self, work: Callable[[], T]) -> T:
-        """Until it works: what the cloud has must not be sent for ever because the disk is full for a while."""
-        delay = 0.1
-        while True:
-            try:
-                return await self._in_thread(work)
-            except OutboxFull as error:
-                log.error("the outbox cannot take an acknowledgement, trying again: %s", error)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, self.settings.retry_max_s)
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)

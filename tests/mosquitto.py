@@ -64,8 +64,8 @@ class Authority:
 class Broker:
     """Started, stopped and killed as often as a test likes; it keeps its port and what it has saved."""
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
-        """prefix: what runs the program, as `ip netns exec NAME` does."""
+    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = (), plain: bool = False) -> None:
+        """prefix: what runs the program, as `ip netns exec NAME` does. plain: without TLS, and open to all."""
         if PROGRAM is None:
             pytest.skip("needs mosquitto: apt-get install mosquitto")
         self.authority = Authority(folder)
@@ -76,9 +76,13 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._prefix = prefix
         self._config = folder / "mosquitto.conf"
-        self._config.write_text(
-            f"listener {self.port} {host}\ncafile {self.authority.certificate}\ncertfile {certificate}\n"
+        self._plain = plain
+        tls = (
+            f"cafile {self.authority.certificate}\ncertfile {certificate}\n"
             f"keyfile {key}\nrequire_certificate true\nuse_identity_as_username true\nallow_anonymous false\n"
+        )
+        self._config.write_text(
+            f"listener {self.port} {host}\n{'allow_anonymous true' if plain else tls}\n"
             f"user root\npersistence true\npersistence_location {folder}/\nmax_queued_messages 0\n"
             "max_inflight_messages 100\n"
         )
@@ -114,5 +118,5 @@ class Broker:
 
     def client(self, name: str, **more: Any) -> aiomqtt.Client:
         """For the cloud side of a test."""
-        context = self.context(*self.authority.issue(name))
+        context = None if self._plain else self.context(*self.authority.issue(name))
         return aiomqtt.Client("localhost", self.port, identifier=name, tls_context=context, **more)

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 from edge.message import Eviction, unpack
 from edge.outbox import MAX_BODY_BYTES, NewRecord, Outbox
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 from fleet.audit import SequenceBook
 
 DAY = 86_400

@@ -16,7 +16,8 @@ from edge.cloud import iothub
 from edge.cloud.iothub import IoTHub
 from edge.message import unpack
 from edge.outbox import NewRecord, Outbox
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 from tests.mosquitto import Authority
 from tests.test_iothub import Edge, edge  # noqa: F401 (edge is a fixture)
 

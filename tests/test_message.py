@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cy_core.record import message_bytes
+from edge import message_pb2
 from edge.errors import BlockCorrupt
 from edge.message import (
     Block,
@@ -16,7 +18,6 @@ from edge.message import (
     Record,
     fit,
     pack,
-    record_bytes,
     unpack,
 )
 
@@ -49,9 +50,21 @@ def test_what_was_packed_comes_back_as_it_was(vehicle, records, evictions):
     assert unpack(packed) == Envelope(vehicle, OUTBOX, MANIFEST, records, evictions)
 
 
+@given(NAMES, RECORDS, EVICTIONS)
+def test_a_message_is_byte_for_byte_what_protobuf_makes_of_it(vehicle, records, evictions):
+    fields = [
+        [kind(**{name: getattr(one, name) for name in one.__struct_fields__}) for one in some]
+        for kind, some in ((message_pb2.Record, records), (message_pb2.Eviction, evictions))
+    ]
+    twin = message_pb2.Envelope(
+        vehicle_id=vehicle, outbox_id=OUTBOX, manifest=MANIFEST, records=fields[0], evictions=fields[1]
+    )
+    assert pack(vehicle, OUTBOX, MANIFEST, records, evictions) == twin.SerializeToString(deterministic=True)
+
+
 @given(NAMES, RECORDS, EVICTIONS, st.integers(0, 3000))
 def test_fit_takes_as_many_as_the_limit_holds_and_not_one_more(vehicle, records, evictions, limit):
-    count, told = fit(vehicle, list(map(record_bytes, records)), evictions, limit)
+    count, told = fit(vehicle, message_bytes(records), evictions, limit)
     assert (count, told) == (0, 0) or len(pack(vehicle, OUTBOX, MANIFEST, records[:count], evictions[:told])) <= limit
     if told < len(evictions):
         assert len(pack(vehicle, OUTBOX, MANIFEST, [], evictions[: told + 1])) > limit

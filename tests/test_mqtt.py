@@ -19,9 +19,11 @@ from edge.cloud.mqtt import Mqtt
 from edge.confirmation import Confirmation
 from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES, unpack
+from edge.metered import TOPIC, Metered
 from edge.outbox import NewRecord, Outbox
 from edge.twin import merge_patch
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 from fleet.ranges import Ranges
 from tests.mosquitto import Authority, Broker
 
@@ -137,6 +139,66 @@ async def test_methods_are_answered(broker):
                 said.append(json.loads((await anext(aiter(fleet.messages))).payload))
     assert said[0] == {"status": 200, "payload": {"name": "getStatus", "payload": {"x": 1}}}
     assert [answer["status"] for answer in said] == [200, 500, 400]
+
+
+async def test_a_topic_of_the_vehicles_own_broker_says_whether_the_network_is_metered(tmp_path):
+    local, heard = Broker(tmp_path, plain=True), []
+    await local.start()
+    metered = Metered(f"mqtt://127.0.0.1:{local.port}", lambda: heard.append(metered()))
+    assert not metered()  # nobody has said so
+    listening = asyncio.create_task(metered.run(retry_min_s=0.01))
+    try:
+        async with local.client("network") as network:
+            for said in (b"1", b"1", b"0", b"true", b"", b"1"):
+                await network.publish(TOPIC, said, 1, retain=True)
+        await until(lambda: heard == [True, False, True])
+        local.stop(kill=True)
+        await until(lambda: metered.problem)
+        assert metered()  # the last word holds
+        await local.start()
+        async with local.client("network") as network:
+            await network.publish(TOPIC, b"0", 1, retain=True)
+        await until(lambda: heard[-1] is False)
+        assert not metered.problem
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        local.stop()
+
+
+async def test_over_a_network_that_a_topic_calls_metered_only_what_is_urgent_goes_out(broker, tmp_path, monkeypatch):
+    """The same broker, over TLS, in a topic of its own; who comes late hears what was said before."""
+    certificate, key = broker.authority.issue("network-watcher")
+    for name, path in {"CA": broker.authority.certificate, "CERTIFICATE": certificate, "KEY": key}.items():
+        monkeypatch.setenv(f"BORDNETZ_{name}", str(path))
+    monkeypatch.setenv("BORDNETZ_METERED", f"mqtts://localhost:{broker.port}/vehicle/metered")
+    async with broker.client("network") as network:
+        await network.publish("vehicle/metered", b"1", 1, retain=True)
+        metered = Metered.from_environment(lambda: uplink.look_again())
+        cloud, side = cloud_of(broker), CloudSide(broker)
+        with Outbox(tmp_path / "outbox") as outbox, ThreadPoolExecutor(1) as one:
+            uplink = Uplink(outbox, cloud, one, "car", PROMPT, poll_seconds=0.005, metered=metered)
+            tasks = [asyncio.create_task(work) for work in (metered.run(), side.run())]
+            async with running(cloud):
+                await side.ready.wait()
+                await until(metered)
+                outbox.append([NewRecord(priority, "drive", bytes(32), b"body") for priority in (5, 0)])
+                tasks.append(asyncio.create_task(uplink.run()))
+                await until(lambda: side.sequences)
+                assert side.sequences == [2]
+                await network.publish("vehicle/metered", b"0", 1, retain=True)
+                await until(lambda: side.sequences == [2, 1])
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "source", ["mqtt://", "mqtt://host:port", "http://host/topic", "mqtt://host/a/+", "mqtt://h/#"]
+)
+def test_what_is_no_topic_of_a_broker_is_refused_in_one_line(source):
+    with pytest.raises(InputError, match=r"^BORDNETZ_METERED: .* is no topic of a broker; give a file, or mqtt://"):
+        Metered(source)
 
 
 async def test_bad_settings_from_a_broker_change_nothing(broker):

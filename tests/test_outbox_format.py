@@ -1,6 +1,7 @@
 """Outboxes of other versions, owners and ages; times to live; what the cloud has not confirmed."""
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -8,11 +9,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cy_core.crc32c import crc32c
+from cy_core.record import checksum
 from edge.errors import InputError
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox, database, salvage
 from edge.outbox.database import FORMAT_1
+from edge.outbox.records import record_of
 from tests.test_outbox import drain, new
 
 DAY = 86_400
@@ -70,6 +75,41 @@ def test_at_the_quota_what_has_expired_goes_first_however_important_it_is(tmp_pa
             outbox.append([new(bytes(200_000), 9)])
         assert [entry.reason for entry in outbox.ledger()] == ["expired"]
         assert outbox.stats().evicted == 15
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.binary(min_size=16, max_size=16),
+    st.binary(max_size=300),
+    st.integers(0, 255),
+    st.binary(max_size=40),
+    st.binary(max_size=5000),
+    st.none() | st.integers(-(2**63), 2**63 - 1),
+)
+def test_a_checksum_covers_the_record_as_docs_formats_outbox_says(
+    sequence, owner, stream, priority, manifest, body, end
+):
+    covered = struct.pack("<16sQBH", owner, sequence, priority, len(stream))
+    covered += b"" if end is None else struct.pack("<q", end)
+    right = crc32c(covered + stream + manifest + body)
+    assert checksum(sequence, owner, stream, priority, manifest, body, end) == right
+
+
+@pytest.mark.parametrize(
+    "place_and_damage",
+    [
+        *[(0, -1), (0, 2**64), (0, "1"), (0, None), (1, bytes(15)), (1, "text"), (2, bytes(1 << 16)), (2, None)],
+        *[(3, 256), (4, "text"), (5, None), (5, 7), (6, 2**63), (6, "soon")],
+    ],
+)
+def test_what_is_no_record_has_no_checksum_and_no_way_out(place_and_damage):
+    place, damage = place_and_damage
+    row = [1, bytes(16), b"drive", 5, bytes(32), b"body", None]
+    assert record_of((row[0], *row[1:3], *row[3:], checksum(*row))) is not None
+    row[place] = damage
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        checksum(*row)
+    assert record_of((*row, 0)) is None
 
 
 def test_a_flipped_time_to_live_is_noticed(tmp_path):

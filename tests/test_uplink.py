@@ -23,7 +23,8 @@ from edge.confirmation import Confirmation, name_of
 from edge.errors import CloudUnreachable, MessageRejected
 from edge.message import Envelope, unpack
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 from fleet.ranges import Ranges
 
 MANIFEST = bytes(32)

@@ -19,7 +19,8 @@ from edge.cloud.iothub import IoTHub
 from edge.errors import MessageRejected
 from edge.message import unpack
 from edge.outbox import NewRecord, Outbox
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 from tests.test_iothub import Edge, edge  # noqa: F401 (edge is a fixture)
 
 PROMPT = UplinkSettings(latency_s=0, retry_min_s=0.01, retry_max_s=0.02, message_units=1, send_timeout_s=0.5)

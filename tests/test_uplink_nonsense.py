@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edge.twin import Twin
-from edge.uplink import UplinkSettings
+from edge.uplink_settings import UplinkSettings
 from simulator import mqtt
 from simulator.connection import Connection
 from tests.test_iothub import edge  # noqa: F401 (a fixture)

@@ -23,12 +23,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from edge.cloud import OnMethod, OnTwin
 from edge.cloud.identity import Identity, certificate_state, direct_identity, edge_identity
-from edge.cloud.worker import Worker, fail_with, settle, settle_now, soon
+from edge.cloud.worker import Worker, settle, settle_now, soon
 from edge.errors import CloudUnreachable, MessageRejected
 from edge.message import MAX_MESSAGE_BYTES
 
@@ -112,15 +113,14 @@ class IoTHub:
 
     async def send(self, body: bytes, message_id: str, properties: Mapping[str, str], timeout_s: float) -> None:
         """Return once the hub has the message. Raises CloudUnreachable, MessageRejected (too large)."""
-        bag = "&".join(f"{quote(name)}={quote(value, safe='')}" for name, value in properties.items())
-        size = len(body) + len(self._identity.topic) + len(bag) + len(f"&$.mid={message_id}")
+        size = len(body) + len(self._identity.topic) + len(_bag(*properties.items())) + len(f"&$.mid={message_id}")
         if size > MAX_MESSAGE_BYTES:
             raise MessageRejected(f"message {message_id} has {size} bytes; the most is {MAX_MESSAGE_BYTES}")
         if not self.connected:
             raise CloudUnreachable("not connected")
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        submit = self._worker.call(lambda: _submit(self._client, body, message_id, properties, acknowledged))
-        submit.add_done_callback(lambda done: fail_with(acknowledged, done))
+        client = self._client
+        self._worker.post(lambda: _submit(client, body, message_id, properties, acknowledged))
         await self._limited(f"message {message_id}", acknowledged, timeout_s)
 
     async def report(self, patch: dict[str, Any]) -> None:
@@ -298,13 +298,22 @@ def _submit(
     """
     from azure.iot.device import Message
 
+    loop = acknowledged.get_loop()
     message = Message(body, message_id=message_id)  # type: ignore[no-untyped-call]
     message.content_type = properties.get("$.ct")
     message.content_encoding = properties.get("$.ce")
-    loop = acknowledged.get_loop()
-    client._mqtt_pipeline.send_message(
-        message, callback=lambda error=None, **_: settle(loop, acknowledged, error, None)
-    )
+    try:
+        client._mqtt_pipeline.send_message(
+            message, callback=lambda error=None, **_: settle(loop, acknowledged, error, None)
+        )
+    except Exception as error:
+        settle(loop, acknowledged, error, None)
+
+
+@lru_cache(16)
+def _bag(*properties: tuple[str, str]) -> str:
+    """Properties as they stand in a topic."""
+    return "&".join(f"{quote(name)}={quote(value, safe='')}" for name, value in properties)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import random
 import re
 import ssl
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ from edge.twin import merge_patch
 
 log = logging.getLogger(__name__)
 
-PORT = 8883
+PORT, PLAIN_PORT = 8883, 1883
 CALL_SECONDS = 30.0
 KEEPALIVE_SECONDS = 30
 STEADY_SECONDS = 60.0
@@ -269,6 +269,33 @@ class Mqtt:
             failed.cancel()
             publish.cancel()
             await asyncio.gather(publish, failed, return_exceptions=True)
+
+
+async def listen(
+    host: str, port: int | None, tls: bool, user: tuple[str | None, str | None], topic: str
+) -> AsyncIterator[bytes]:
+    """What a topic says, the retained word first, while the connection lasts. Raises CloudUnreachable, InputError."""
+    client = _Client(
+        host,
+        port or (PORT if tls else PLAIN_PORT),
+        username=user[0],
+        password=user[1],
+        tls_context=tls_context() if tls else None,
+        keepalive=KEEPALIVE_SECONDS,
+        timeout=CALL_SECONDS,
+        logger=_quiet(),
+    )
+    try:
+        async with client:
+            await client.subscribe(topic, QOS)
+            async for message in client.messages:
+                yield message.payload if isinstance(message.payload, bytes) else b""
+    except (aiomqtt.MqttError, OSError, ValueError, TimeoutError) as error:
+        if _is_cancelled():
+            raise asyncio.CancelledError from error
+        raise CloudUnreachable(_reason(error)) from error
+    finally:
+        client.drop()
 
 
 class _Client(aiomqtt.Client):

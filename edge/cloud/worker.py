@@ -18,9 +18,6 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="iothub", daemon=True)
-            self._thread.start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -32,8 +29,15 @@ class Worker:
             else:
                 settle(loop, future, None, result)
 
-        self._calls.put(run)
+        self.post(run)
         return future
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Nobody waits for this one; it must not raise."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="iothub", daemon=True)
+            self._thread.start()
+        self._calls.put(function)
 
     def stop(self) -> None:
         self._calls.put(None)
@@ -62,8 +66,3 @@ def settle_now(future: "asyncio.Future[Any]", error: Any, result: Any) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
-
-
-def fail_with(acknowledged: "asyncio.Future[None]", submitted: "asyncio.Future[None]") -> None:
-    if not submitted.cancelled() and submitted.exception() is not None:
-        settle_now(acknowledged, submitted.exception(), None)

@@ -10,8 +10,9 @@ the least important, oldest records go; on a full disk append raises OutboxFull,
 room. Schema and files: docs/formats/outbox.md.
 
     outbox.py    Outbox: what the modules call          records.py   records, the Store protocol, checksums
-    database.py  the SQLite file: schema, statements    salvage.py   making, checking and mending that file
-    files.py     names, lock, ballast in the folder     log.py       mending a damaged write-ahead log
+    hold.py      opening, retrying, room on the disk    database.py  the SQLite file: schema, statements
+    files.py     names, lock, ballast in the folder     salvage.py   making, checking and mending that file
+                                                        log.py       mending a damaged write-ahead log
 """
 
 from edge.outbox.files import BALLAST_BYTES

@@ -1,5 +1,6 @@
 """The files of an outbox directory: their names, the lock that says who may mend them, and the ballast."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -13,6 +14,7 @@ from edge.errors import InputError
 log = logging.getLogger(__name__)
 
 BALLAST_BYTES = 1 << 20
+INDEX_BYTES = 32 * 1024  # what SQLite takes at once
 BALLAST_SECONDS = 10.0
 
 
@@ -42,6 +44,8 @@ class Files:
 
     def _check_access(self) -> None:
         """SQLite would open what it may only read, and fail at the first record."""
+        if os.statvfs(self.folder).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         for path in (self.folder, self.database, self.log, self.index):
             if path.exists() and not os.access(path, os.R_OK | os.W_OK | (os.X_OK if path == self.folder else 0)):
                 raise PermissionError(0, f"{path.name} is not to be written by user {os.geteuid()}")
@@ -61,6 +65,13 @@ class Files:
     def free_bytes(self) -> int:
         disk = os.statvfs(self.folder)
         return disk.f_bavail * disk.f_frsize
+
+    def is_full(self) -> bool:
+        """Whether there is no room even for the index of the log."""
+        try:
+            return self.free_bytes() < INDEX_BYTES
+        except OSError:
+            return False
 
     def drop_ballast(self) -> bool:
         """Give the disk its last reserve if it is full; False if it is not, or there is none."""

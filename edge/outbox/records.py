@@ -1,20 +1,16 @@
 """Records as they go in and come out, how each proves to be what was stored, and what any outbox can do."""
 
-import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from cy_core.crc32c import crc32c
+from cy_core.record import checksum
 
 MAX_BODY_BYTES = 250 * 1024  # so that a record always fits into one message of 255 KiB
 MAX_TTL_S = 10 * 365 * 86_400
 PRIORITIES = 256
 PAGE_BYTES = 4096  # of the database; what a record costs beyond its body is reckoned as one page
-
-_HEAD = struct.Struct("<16sQBH")
-_EXPIRES = struct.Struct("<q")
 
 
 class NewRecord(msgspec.Struct, frozen=True):
@@ -60,7 +56,7 @@ class Record(msgspec.Struct, frozen=True):
 
     def checksum(self) -> int:
         stream = self.stream.encode()
-        return _checksum(self.sequence, self.outbox, stream, self.priority, self.manifest, self.body, self.expires)
+        return checksum(self.sequence, self.outbox, stream, self.priority, self.manifest, self.body, self.expires)
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
@@ -121,16 +117,8 @@ def record_of(row: tuple[Any, ...]) -> Record | None:
     not what was stored."""
     sequence, outbox, stream, priority, manifest, body, expires, crc = row
     try:
-        if len(outbox) != 16 or crc != _checksum(sequence, outbox, stream, priority, manifest, body, expires):
-            return None
-        return Record(sequence, priority, stream.decode(), manifest, body, outbox, expires)
-    except (TypeError, ValueError, struct.error):
-        return None
-
-
-def _checksum(
-    sequence: int, outbox: bytes, stream: bytes, priority: int, manifest: bytes, body: bytes, expires: int | None
-) -> int:
-    head = _HEAD.pack(outbox, sequence, priority, len(stream))
-    tail = b"" if expires is None else _EXPIRES.pack(expires)
-    return crc32c(body, crc32c(head + tail + stream + manifest))
+        if crc == checksum(sequence, outbox, stream, priority, manifest, body, expires):
+            return Record(sequence, priority, stream.decode(), manifest, body, outbox, expires)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return None

@@ -221,6 +221,7 @@ class Module:
         collector = self.collector
         described = doctor.describe(collector.line, collector.source, self._names, refused, collector.held_s)
         doctor.add_fates(described, self._folder)
+        described["problem"] = collector.problem
         return described
 
     async def _leave_status(self) -> None:

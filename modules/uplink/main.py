@@ -1,13 +1,12 @@
 """The uplink module: sends what the collector stored, and reports how far it is.
 
 Environment: BORDNETZ_OUTBOX (directory shared with the collector), BORDNETZ_OUTBOX_BYTES (quota, optional, the
-same for both modules), BORDNETZ_METERED (optional: a file that begins with 1 while the network costs by the byte;
-whoever knows writes it), BORDNETZ_CLOUD and what it needs (edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge
-sets. Twin: edge.uplink.UplinkSettings. Direct method: getStatus.
+same for both modules), BORDNETZ_METERED (optional: edge/metered.py), BORDNETZ_CLOUD and what it needs
+(edge/cloud/choose.py), RuntimeLogLevel, and what IoT Edge sets. Twin: edge.uplink_settings.UplinkSettings. Direct
+method: getStatus.
 """
 
 import asyncio
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +16,11 @@ import msgspec
 
 from edge import module
 from edge.cloud.choose import choose_cloud
+from edge.metered import Metered
 from edge.outbox import Outbox, Stats
 from edge.twin import Twin
-from edge.uplink import Uplink, UplinkSettings
+from edge.uplink import Uplink
+from edge.uplink_settings import UplinkSettings
 
 MESSAGES_BYTES = 1 << 20  # no message is as large: their buffers are used again
 FINISH_SECONDS = 2.0  # for what is in flight when the runtime stops the module; closing takes 2 s more at most
@@ -35,8 +36,9 @@ class Module:
         self._executor = executor
         self._twin = Twin(UplinkSettings, folder / "settings-uplink.json", on_change=self._apply)
         self._first_sent_s: float | None = None
+        self._metered = Metered.from_environment(lambda: self._uplink.look_again())
         self._uplink = Uplink(
-            outbox, self.hub, executor, self.hub.vehicle, metered=is_metered, on_first=self._note_first
+            outbox, self.hub, executor, self.hub.vehicle, metered=self._metered, on_first=self._note_first
         )
         self._apply(self._twin.settings)
         self.hub.on_twin = self._twin.update
@@ -52,12 +54,13 @@ class Module:
             asyncio.create_task(self._twin.run(self.hub), name="twin"),
             asyncio.create_task(module.report_changes(self._twin, self._status, interval_s), name="report"),
         ]
+        metered = asyncio.create_task(self._metered.run(), name="metered")
         try:
             done, _ = await asyncio.wait([stopped, uplink, *others], return_when=asyncio.FIRST_COMPLETED)
             await module.cancel(uplink)
             await self._uplink.finish(FINISH_SECONDS)
         finally:
-            await module.cancel(stopped, *others)
+            await module.cancel(stopped, metered, *others)
         for task in done - {stopped}:
             task.result()
 
@@ -90,6 +93,7 @@ class Module:
             "problem": self._uplink.problem or self.hub.problem,
             "connected": self.hub.connected,
             "metered": self._uplink.metered,
+            "meteredProblem": self._metered.problem,
             "waitingForBudget": self._uplink.waiting_for_budget,
         }
         return 200, {
@@ -98,18 +102,6 @@ class Module:
             "client": dict(self.hub.counters),
             "settings": self._twin.state,
         }
-
-
-def is_metered() -> bool:
-    """As the file named by BORDNETZ_METERED says; without one, or where it cannot be read, it is not."""
-    path = os.environ.get("BORDNETZ_METERED")
-    if not path:
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(1) == b"1"
-    except OSError:
-        return False
 
 
 async def run(stop: asyncio.Event) -> None:
