@@ -140,8 +140,9 @@ def plot(table: Path, out: Path, vehicle: str, signals: tuple[str, ...], start: 
 def vss(table: Path, out: Path, manifest: Path | None) -> None:
     """A TABLE by VSS path, with converted values: time_us, path, value, text, vehicle, campaign, date."""
     from edge.manifest import load
-    from fleet.decode import MANIFESTS, load_manifests, vehicles
-    from fleet.table import check, read
+    from fleet.decode import load_manifests
+    from fleet.folder import MANIFESTS, check, vehicles
+    from fleet.table import read
     from fleet.vss import one_overlay, open_vss_writer
 
     check(table)

@@ -25,7 +25,9 @@ import msgspec
 from edge.durable import write_durably
 from edge.errors import CloudUnreachable, InputError
 from fleet.audit import Audit
-from fleet.decode import Intake, Manifests, keep_manifests, open_table, update
+from fleet.decode import Intake, keep_manifests, update
+from fleet.folder import open_table
+from fleet.lines import Manifests
 from fleet.messages import EVENT_NAMES, Found, Place, Unreadable, take
 
 CHECKPOINTS = "_checkpoints.json"
