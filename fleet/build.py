@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from edge.durable import write_durably
 from edge.errors import BlockCorrupt, TableMissing
@@ -22,8 +21,7 @@ from fleet.archive import Archive, Stored, count_segments
 from fleet.clock import Clocks
 from fleet.days import Day, Days
 from fleet.folder import DAY_US, campaign_folder, day_folder, days_of
-from fleet.lines import Bounds, Lines, decode_rows, ranked
-from fleet.rows import Fact
+from fleet.lines import Decoded, Lines, decode_block
 
 STATE_FILE = "_built"
 SPILL = "_spill"
@@ -122,38 +120,45 @@ class _Build:
 
     def _decode_first(self, record: Stored, data: bytes) -> None:
         try:
-            rows, bounds = self._rows(record, data)
+            decoded = self._decode(record, data)
         except BlockCorrupt as error:
             self._leave_out(record, error)
             return
-        times, offset_us = np.asarray(rows["time_us"]), self._offsets[record.number]
+        times, offset_us = decoded.samples.time_us, self._offsets[record.number]
         first, last = (int(times.min()), int(times.max())) if len(times) else (0, -1)
         span = Span(first - offset_us, last - offset_us, offset_us) if len(times) else Span(0, -1, offset_us)
         self._outcomes[record.number] = span
         self._dirty.update(self._days(record))
-        self._files.add(record.group.stream, record.group.manifest, rows, bounds)
+        self._files.add(record.group.stream, record.group.manifest, decoded)
 
     def _decode_again(self, record: Stored, data: bytes) -> None:
         try:
-            rows, bounds = self._rows(record, data)
+            decoded = self._decode(record, data)
         except BlockCorrupt as error:  # its manifest is no longer there, or a better clock makes no sense
             self._leave_out(record, error)
             return
-        days = np.asarray(rows["time_us"]) // DAY_US
+        days = decoded.samples.time_us // DAY_US
         wanted = [day for campaign, day in self._days(record) if (campaign, day) in self._dirty]
-        of_days = rows.filter(pa.array(np.isin(days, wanted)))
-        self._files.add(record.group.stream, record.group.manifest, of_days, bounds)
+        of_days = decoded._replace(samples=decoded.samples.where(np.isin(days, wanted)))
+        self._files.add(record.group.stream, record.group.manifest, of_days)
 
     def _leave_out(self, record: Stored, error: BlockCorrupt) -> None:
         waits_for = "" if self._lines.get(record.group.manifest) else record.group.manifest
         model_table = error.name if isinstance(error, TableMissing) else ""
         self._outcomes[record.number] = Problem(str(error), waits_for, model_table)
 
-    def _rows(self, record: Stored, data: bytes) -> tuple[pa.Table, dict[Fact, Bounds]]:
-        """With the rank of the record behind the number of the signal. Raises BlockCorrupt."""
-        manifest, offset_us = record.group.manifest, self._offsets[record.number]
-        rows, bounds = decode_rows(self._lines, manifest, data, record.clock, offset_us, record.entry.enqueued_us)
-        return ranked(rows, self._ranks[record.number]), bounds
+    def _decode(self, record: Stored, data: bytes) -> Decoded:
+        """Raises BlockCorrupt."""
+        number, entry, group = record.number, record.entry, record.group
+        return decode_block(
+            self._lines,
+            group.manifest,
+            data,
+            record.clock,
+            self._offsets[number],
+            entry.enqueued_us,
+            self._ranks[number],
+        )
 
 
 def _offsets(records: Iterable[Stored]) -> dict[int, int]:

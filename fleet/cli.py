@@ -96,12 +96,17 @@ def confirm(table: Path, module: str, only_print: bool) -> None:
 @click.option("--vehicles", type=click.IntRange(1, 100_000), default=3, show_default=True)
 @click.option("--hours", type=click.FloatRange(0.01, 24 * 366), default=1, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-def generate(out: Path, vehicles: int, hours: float, seed: int) -> None:
+@click.option("--period", type=click.FloatRange(0.001, 60), default=0.1, show_default=True, help="Seconds a frame.")
+@click.option("--block", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="Seconds a block.")
+def generate(out: Path, vehicles: int, hours: float, seed: int, period: float, block: float) -> None:
     """Messages of a made-up fleet, with outages, repeats, evictions and late clocks, and the truth beside them."""
-    from fleet.generate import write
+    from fleet.generate import Pace, write
 
+    pace = Pace(round(period * 1e6), round(block * 1e6))
+    if not pace.frames:
+        raise click.BadParameter("a block is at least one --period", param_hint="--block")
     with Progress("driving", 1.0) as progress:
-        truth = write(out, vehicles, hours, seed, progress.to)
+        truth = write(out, vehicles, hours, seed, progress.to, pace)
     click.echo(f"{out}: {truth.messages:,} messages of {vehicles:,} vehicles, {truth.samples:,} samples")
 
 

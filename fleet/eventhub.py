@@ -10,6 +10,7 @@ starts it again: what comes twice changes nothing. Events that expired before th
 """
 
 import asyncio
+import logging
 import ssl
 import struct
 import time
@@ -144,6 +145,8 @@ async def _consumer(hub: EventHub, table: Path) -> AsyncIterator[tuple[Any, Inta
         request_timeout_ms=round(ANSWER_S * 1000),
         **options,
     )
+    refusals = _Refusals()
+    logging.getLogger("aiokafka").addHandler(refusals)
     try:
         async with asyncio.timeout(ANSWER_S):
             await consumer.start()
@@ -162,12 +165,31 @@ async def _consumer(hub: EventHub, table: Path) -> AsyncIterator[tuple[Any, Inta
     except TimeoutError as error:
         raise CloudUnreachable(f"{hub.key}: no answer within {ANSWER_S:g} s; try again later") from error
     except KafkaError as error:
-        reason = type(error).__name__
-        if "Auth" in reason:
-            raise InputError(hub.key, f"refused us ({reason})", "look at the connection string") from error
-        raise CloudUnreachable(f"{hub.key}: {reason}; try again later") from error
+        raise _plain(hub, refusals.last or error) from error
     finally:
+        logging.getLogger("aiokafka").removeHandler(refusals)
         await consumer.stop()
+
+
+class _Refusals(logging.Handler):
+    """aiokafka tells its log why it could not connect, and its caller only that."""
+
+    last: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for argument in record.args or ():
+            if isinstance(argument, BaseException):
+                self.last = argument
+
+
+def _plain(hub: EventHub, error: BaseException) -> Exception:
+    reason = type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        way_out = "set SSL_CERT_FILE to the certificate of who vouches for it"
+        return InputError(hub.key, f"its certificate is not trusted here ({error.verify_message})", way_out)
+    if "Auth" in reason:
+        return InputError(hub.key, f"refused us ({reason})", "look at the connection string")
+    return CloudUnreachable(f"{hub.key}: {reason}; try again later")
 
 
 async def _partitions(consumer: Any, hub: EventHub) -> Iterable[int]:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from cy_core.columns import Columns
@@ -22,7 +21,7 @@ from edge.summary import Reader, is_summary
 from edge.table import Table
 from edge.table import load as load_table
 from fleet.clock import bounds_us
-from fleet.rows import ORDER, Fact, TableMaker
+from fleet.rows import Fact, Samples, TableMaker
 
 NO_BUS = 255  # that a manifest describes
 
@@ -72,10 +71,21 @@ class Line(NamedTuple):
     summaries: Reader
 
 
-def decode_rows(
-    lines: Lines, manifest: str, data: bytes, clock: Clock, utc_offset_us: int, enqueued_us: int
-) -> tuple[pa.Table, dict[Fact, Bounds]]:
-    """The rows of a block, in no order, and of each of its signals how exact they are.
+class Decoded(NamedTuple):
+    """A block's samples, how to make them a table, and how exact its signals are."""
+
+    samples: Samples
+    maker: TableMaker
+    bounds: dict[Fact, Bounds]
+
+    def table(self) -> pa.Table:
+        return self.maker.table_of([self.samples])
+
+
+def decode_block(
+    lines: Lines, manifest: str, data: bytes, clock: Clock, utc_offset_us: int, enqueued_us: int, place: int
+) -> Decoded:
+    """place: of the record among all of its vehicle.
 
     Raises BlockCorrupt: the block is damaged, its manifest or table is not there, or its time cannot be.
     """
@@ -90,9 +100,9 @@ def decode_rows(
         columns = _columns_of_frames(line, data, lines.models)
     else:
         columns, time_us, raw = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
-    rows = maker.rows(columns, utc_offset_us)
-    _check_times(np.asarray(rows["time_us"]), clock, enqueued_us)
-    return rows, {fact: (raw.get(number, 0), time_us) for number, fact in maker.facts(columns)}
+    samples = maker.samples(columns, utc_offset_us, place)
+    _check_times(samples.time_us, clock, enqueued_us)
+    return Decoded(samples, maker, {fact: (raw.get(number, 0), time_us) for number, fact in maker.facts(columns)})
 
 
 def _columns_of_frames(line: Line, data: bytes, models: Models) -> Columns:
@@ -103,12 +113,6 @@ def _columns_of_frames(line: Line, data: bytes, models: Models) -> Columns:
     frames.extend(*raw.to_bytes(), bytes(buses.index(name) if name in buses else NO_BUS for name in names))
     line.decoder.assembler().assemble(frames, messages)
     return line.decoder.decode_batch(frames, line.columns, messages)
-
-
-def ranked(rows: pa.Table, place: int) -> pa.Table:
-    """With the order of rows of one time: as in the manifest, then by the place of the record among all."""
-    order = np.asarray(rows[ORDER]).astype(np.int64) << 32 | place
-    return rows.set_column(rows.column_names.index(ORDER), ORDER, pa.array(order))
 
 
 def _check_times(times: Any, clock: Clock, enqueued_us: int) -> None:

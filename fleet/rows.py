@@ -11,7 +11,7 @@ One row a sample. Everything is done on whole columns; no Python object is made 
 
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,10 @@ SCHEMA = pa.schema(
         ("label", TEXT),
     ]
 )
-# On the way to a file, rows also have the number of their signal in the manifest; files do not.
+# On the way to a file, rows also have what orders those of one time: the number of their signal in the manifest, from
+# bit 32 on, above the place of their record among all.
 ORDER = "_order"
+ORDERED = SCHEMA.append(pa.field(ORDER, pa.int64()))
 EXACT = 1 << 53  # float64 holds every whole number up to here
 
 Numbers = np.ndarray[Any, Any]
@@ -72,6 +74,23 @@ class Fact(NamedTuple):
         return {"unit": self.unit, "step": self.step, "max_error": error, "time_tolerance_us": time_us}
 
 
+class Samples(NamedTuple):
+    """Of one manifest: arrays side by side, on the way to Arrow. label: number in the manifest's, -1 is none."""
+
+    time_us: Numbers
+    order: Numbers
+    raw: Numbers
+    value: Numbers
+    label: Numbers
+    is_null: Numbers
+
+    def where(self, mask: Numbers) -> "Samples":
+        return Samples(*(array[mask] for array in self))
+
+
+SAMPLE_KINDS = (np.int64, np.int64, np.int64, np.float64, np.int32, np.bool_)
+
+
 class TableMaker:
     """Turns columns of one manifest into tables."""
 
@@ -94,23 +113,33 @@ class TableMaker:
 
     def rows(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
         """The samples in no order, with the column ORDER."""
+        return self.table_of([self.samples(columns, utc_offset_us)])
+
+    def samples(self, columns: Columns, utc_offset_us: int = 0, place: int = 0) -> Samples:
+        """In no order. place: what goes before what, of two of one time and signal; less than 2^32."""
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are data
             parts = [part for group in columns.groups() for part in self._group(group)]
         if not parts:
-            return SCHEMA.append(pa.field(ORDER, pa.int32())).empty_table()
-        times, numbers, raws, values, labels, nulls = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            return Samples(*(np.empty(0, kind) for kind in SAMPLE_KINDS))
+        times, numbers, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Samples(times + utc_offset_us, numbers.astype(np.int64) << 32 | place, *others)
+
+    def table_of(self, parts: Sequence[Samples]) -> pa.Table:
+        """All of them with the columns of SCHEMA and ORDER. Once for many is much cheaper than for each."""
+        whole = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        numbers = whole.order >> 32
         return pa.table(
             [
-                pa.array(times + utc_offset_us),
+                pa.array(whole.time_us),
                 self._buses.array(numbers),
                 self._messages.array(numbers),
                 self._signals.array(numbers),
-                pa.array(raws),
-                pa.array(values, mask=nulls),
-                self._labels.array(labels),
-                pa.array(numbers),
+                pa.array(whole.raw),
+                pa.array(whole.value, mask=whole.is_null),
+                self._labels.array(whole.label),
+                pa.array(whole.order),
             ],
-            schema=SCHEMA.append(pa.field(ORDER, pa.int32())),
+            schema=ORDERED,
         )
 
     def facts(self, columns: Columns) -> set[tuple[int, Fact]]:

@@ -26,9 +26,9 @@ from fleet.clock import Clocks
 from fleet.days import Days
 from fleet.decode import load_manifests
 from fleet.folder import folder_of
-from fleet.lines import Bounds, Lines, decode_rows, ranked
+from fleet.lines import Decoded, Lines, decode_block
 from fleet.messages import Received, Unreadable
-from fleet.rows import ORDER, SCHEMA, Fact
+from fleet.rows import ORDER, SCHEMA
 
 RECORDS = pa.schema(
     [
@@ -114,17 +114,16 @@ class _Record(NamedTuple):
     offset_us: int
     place: int
 
-    def rows(self, lines: Lines) -> tuple[pa.Table, dict[Fact, Bounds]]:
+    def decode(self, lines: Lines) -> Decoded:
         """Raises BlockCorrupt, which names the record."""
-        row = self.row
+        row, clock = self.row, _clock(self.row)
         try:
-            rows, bounds = decode_rows(
-                lines, row["manifest"], row["data"], _clock(row), self.offset_us, row["enqueued_us"]
+            return decode_block(
+                lines, row["manifest"], row["data"], clock, self.offset_us, row["enqueued_us"], self.place
             )
         except BlockCorrupt as error:
             place = f"{row['vehicle']}, outbox {row['outbox'][:8]}: record {row['sequence']} of {row['stream']}"
             raise BlockCorrupt(f"{place}: {error}; left out") from error
-        return ranked(rows, self.place), bounds
 
 
 def _vehicles(batches: Batches) -> Iterator[tuple[str, Iterator[_Record | str]]]:
@@ -189,7 +188,7 @@ def _flat(vehicle: str, record: _Record | str, lines: Lines) -> Iterator[pa.Reco
     try:
         if isinstance(record, str):
             raise BlockCorrupt(record)
-        rows, _ = record.rows(lines)
+        rows = record.decode(lines).table()
     except BlockCorrupt as error:
         yield pa.RecordBatch.from_pylist([{"problem": str(error)}], ROWS)
         return
@@ -221,7 +220,7 @@ def _write_vehicle(place: Path, vehicle: str, records: Iterable[_Record | str], 
                 missing[record.row["manifest"]] += 1
             else:
                 try:
-                    days.add(record.row["stream"], record.row["manifest"], *record.rows(lines))
+                    days.add(record.row["stream"], record.row["manifest"], record.decode(lines))
                 except BlockCorrupt as error:
                     yield {"problem": str(error)}
         if vehicle:
