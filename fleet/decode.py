@@ -52,7 +52,7 @@ def decode(
     is a folder of something else.
     """
     table = Path(table)
-    paths = files.files(folders)
+    paths = [path for path in files.files(folders) if not path.absolute().is_relative_to(table.absolute())]
     with open_table(table):
         known = keep_manifests(manifests, table)
         _keep_tables(tables, table)

@@ -92,7 +92,7 @@ def day_folder(campaign_folder: Path, day: int) -> Path:
 
 def days_of(vehicle_folder: Path) -> Iterator[tuple[str, int]]:
     """(campaign, day since 1970) of those that have a folder."""
-    for path in vehicle_folder.glob("campaign=*/date=*"):
+    for path in vehicle_folder.glob("campaign=*/date=[0-9]*"):
         day = date.fromisoformat(path.name.removeprefix("date="))
         yield unquote(path.parent.name.removeprefix("campaign=")), day.toordinal() - _EPOCH
 

@@ -24,6 +24,9 @@ from fleet.clock import bounds_us
 from fleet.rows import Fact, Samples, TableMaker
 
 NO_BUS = 255  # that a manifest describes
+# Of a block, some hundred megabytes as arrays: a constant signal of a million rows takes a few bytes of a message. What
+# vehicles put into 255 KB has less than half as many.
+MOST_SAMPLES = 1 << 23
 
 Manifests = Mapping[str, DecoderManifest]
 Bounds = tuple[int, int]  # of a signal: how wrong raw values may be, and times in microseconds
@@ -100,6 +103,8 @@ def decode_block(
         columns = _columns_of_frames(line, data, lines.models)
     else:
         columns, time_us, raw = blocks.decode_bounded(data, line.decoder.plan, line.columns, lines.models)
+    if columns.samples() > MOST_SAMPLES:
+        raise BlockCorrupt(f"it holds {columns.samples():,} samples, more than the {MOST_SAMPLES:,} that are allowed")
     samples = maker.samples(columns, utc_offset_us, place)
     _check_times(samples.time_us, clock, enqueued_us)
     return Decoded(samples, maker, {fact: (raw.get(number, 0), time_us) for number, fact in maker.facts(columns)})

@@ -57,8 +57,12 @@ class Findings:
 
 
 def load_findings(table: Path) -> dict[str, FileFindings]:
+    """Raises InputError: damaged."""
     path = table / FINDINGS_FILE
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, FileFindings]) if path.exists() else {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, FileFindings]) if path.exists() else {}
+    except msgspec.MsgspecError as error:
+        raise InputError(path, f"is damaged ({error})", "delete it: what is read again is judged anew") from error
 
 
 def audit(table: Path) -> Audit:

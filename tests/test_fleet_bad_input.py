@@ -1,27 +1,32 @@
 """What is no message of ours, or cannot be: set aside with a reason, counted, never in the table, and never the end."""
 
 import base64
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import InputError
 from edge.message import Block, Counters, Coverage
-from fleet import table
+from fleet import files, lines, table
 from fleet.decode import decode, load_manifests
+from fleet.messages import Place, Received
 from tests.fleet_messages import (
     MANIFEST,
+    SECOND_US,
     VEHICLE,
     block_of,
     decoded,
     message_of,
     put,
     record_of,
+    rows_in,
     rows_of,
 )
 
@@ -139,3 +144,65 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
         decode([tmp_path / "nowhere"], {}, tmp_path / "table")
     with pytest.raises(InputError, match="holds no table"):
         table.read(tmp_path / "home")
+
+
+def test_a_block_of_a_newer_version_is_named_and_the_rest_is_decoded(tmp_path: Path) -> None:
+    good = block_of(0, 3)
+    newer = Block(good.data[:2] + b"\x03" + good.data[3:], good.clock, good.coverage, good.counters)
+    rows, audit = decoded(tmp_path, [message_of([record_of(1, good), record_of(2, newer)])])
+    assert rows == rows_of(range(3))
+    assert "record 2 of drive: not a block of a known format: starts with 424e0302; left out" in audit.problems[0]
+
+
+def test_a_block_of_more_samples_than_memory_holds_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant column of a million rows takes a few bytes of a message."""
+    monkeypatch.setattr(lines, "MOST_SAMPLES", 15)
+    rows, audit = decoded(tmp_path, [message_of([record_of(1, block_of(0, 6)), record_of(2, block_of(6, 13))])])
+    assert rows == rows_of(range(6))
+    assert "record 2 of drive: it holds 18 samples, more than the 15 that are allowed; left out" in audit.problems[0]
+
+
+@pytest.mark.parametrize("codec", ["bzip2", "xz", "deflate"])
+def test_damage_in_a_compressed_avro_file_is_a_finding(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "messages/07.avro"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        fastavro.writer(file, {"type": "record", "name": "Cat", "fields": []}, [{}] * 99, codec=codec)
+    content = bytearray(path.read_bytes())
+    content[-40:-20] = bytes(20)
+    path.write_bytes(content)
+    good = put(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
+    audit = decode([good], {MANIFEST.hash: MANIFEST}, tmp_path / "table")
+    assert "07.avro: is no whole Avro file, read up to record 0" in audit.problems[0]
+    assert rows_in(table.read(tmp_path / "table")) == rows_of(range(3))
+
+
+def test_a_file_that_may_not_be_read_or_is_gone_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "gone.json: cannot be read (No such file" in str(next(files.read(tmp_path / "gone.json")))
+
+    def refuse(path: Path, mode: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "x.avro: cannot be read (Permission denied)" in str(next(files.read(tmp_path / "x.avro")))
+
+
+def test_a_table_below_the_folder_of_messages_is_not_read_as_messages(tmp_path: Path) -> None:
+    put(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
+    for _ in range(2):
+        audit = decode([tmp_path], {MANIFEST.hash: MANIFEST}, tmp_path / "table")
+        assert audit.ok, str(audit)
+
+
+def test_what_is_damaged_of_the_tables_own_files_is_named(tmp_path: Path) -> None:
+    decoded(tmp_path, [message_of([record_of(1, block_of(0, 3))])])
+    (tmp_path / "table/_findings.json").write_text("[")
+    with pytest.raises(InputError, match=r"_findings\.json: is damaged"):
+        decoded(tmp_path)
+
+
+def test_a_time_that_names_its_zone_is_taken_at_its_word() -> None:
+    line = message_of([record_of(1, block_of(0, 3))], enqueued="2026-11-24T17:00:00+02:00")
+    found = files.parse_line(Place(Path("x"), 1), line)
+    assert isinstance(found, Received)
+    assert found.enqueued_us == 1_795_532_400 * SECOND_US

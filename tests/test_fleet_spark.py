@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,26 +23,15 @@ if not shutil.which("java"):
 
 from pyspark.sql import SparkSession
 
+from bench import fleet_spark
 from fleet import spark as on_spark
 
 pytestmark = pytest.mark.process
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[SparkSession]:
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    made = (
-        SparkSession.builder.master("local-cluster[2,1,1024]")
-        .appName("bordnetz")
-        .config("spark.ui.enabled", "false")
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.driver.host", "127.0.0.1")
-        .config("spark.executorEnv.PYTHONPATH", str(ROOT))
-        .config("spark.sql.shuffle.partitions", "6")
-        .config("spark.sql.session.timeZone", "UTC")
-        .getOrCreate()
-    )
+    made = fleet_spark.session()
     yield made
     made.stop()
 
