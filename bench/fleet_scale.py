@@ -18,7 +18,7 @@ from fleet.generate import Pace, write
 HOURS = 24
 PACE = Pace(period_us=1_000_000, block_us=120_000_000)  # three signals a second, a message every six minutes
 SIZES = (10, 30, 100, 300, 1000)
-MOST_REPEATED = 100  # vehicles
+MOST_REPEATED = 30  # vehicles
 PICTURE = Path(__file__).with_suffix(".png")
 DECODE = """
 import json, resource, sys, time

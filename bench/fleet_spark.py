@@ -22,7 +22,7 @@ from fleet.decode import decode
 from fleet.generate import write
 
 ROOT = Path(__file__).resolve().parent.parent
-VEHICLES, HOURS = 32, 8
+VEHICLES, HOURS = 8, 8
 ROUNDS = 3
 WORKERS = 2
 
@@ -62,7 +62,9 @@ def main() -> None:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in both}
         for number in range(ROUNDS):
             for name, run in both.items():
-                found[name].append(_seconds(run, folder / f"{name}-{number}"))
+                wall, cpu = _seconds(run, folder / f"{name}-{number}")
+                show({"figure": f"{name}, round {number}", "wall s": wall, "CPU s": cpu})
+                found[name].append((wall, cpu))
         spark.stop()
     show(_figure(truth, found))
 

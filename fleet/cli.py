@@ -187,7 +187,7 @@ def export(table: Path, out: Path, vehicle: str, campaign: str, start: str | Non
 def follow(
     hub: str, out: Path, manifests: Path | None, once: bool, build_seconds: float, jobs: int, as_json: bool
 ) -> None:
-    """Add events to TABLE as they come: of the Event Hub (or IoT Hub's endpoint) whose connection string is in
+    """Add events to TABLE as they come: of the Event Hub whose connection string is in
     EVENTHUB_CONNECTION_STRING, or of HUB, kafka://HOST:PORT/TOPIC.
 
     Where it goes on is kept in the table. Exit status 1 if something is missing, or could not be read.

@@ -29,7 +29,7 @@ from fleet.folder import AUDIT_FILE, MANIFESTS, TABLES, folder_of, kept_tables, 
 from fleet.lines import Lines, Manifests
 from fleet.messages import Found, Received, Unreadable
 
-BATCH_BYTES = 256 << 20
+BATCH_BYTES = 64 << 20  # of messages; twice that in memory
 
 Progress = Callable[[float], None]
 

@@ -4,9 +4,10 @@
                                 <table>/_checkpoints.json     only then: where each partition goes on
                                 Parquet and audit, every build_s
 
-Event Hubs (tiers with Kafka) and the endpoint of an IoT Hub take the connection string as a password; any Kafka broker
-without one will do as well. IoT Hub's system properties come as headers in the encoding of AMQP 1.0. Whoever kills it
-starts it again: what comes twice changes nothing. Events that expired before they were read are a finding.
+Event Hubs (tiers with Kafka) take the connection string as a password; any Kafka broker without one will do, too. The
+built-in endpoint of an IoT Hub has no Kafka: the hub needs a route to an Event Hub. IoT Hub's system properties come as
+headers in the encoding of AMQP 1.0. Whoever kills it starts it again: what comes twice changes nothing. Events that
+expired before they were read are a finding.
 """
 
 import asyncio
