@@ -7,7 +7,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.message import Block, Clock, Quality, Record
+from edge.block import encode_frames
+from edge.message import Block, Clock, Coverage, Quality, Record
+from edge.train import train
 from fleet import spark_tasks as tasks
 from fleet import table
 from fleet.decode import decode
@@ -16,7 +18,9 @@ from fleet.generate import write
 from tests.fleet_messages import (
     BOOT_US,
     MANIFEST,
+    RECORDED,
     block_of,
+    frames_of,
     message_of,
     put,
     record_of,
@@ -126,3 +130,16 @@ def test_records_of_an_unknown_manifest_are_one_line(tmp_path: Path) -> None:
     messages = put(tmp_path, [message_of([record_of(n, block_of(n, n + 1)) for n in range(1, 6)])])
     problems = written(messages, tmp_path / "manifests", tmp_path / "spark")
     assert problems == [f"truck-7: 5 records need decoder manifest {MANIFEST.hash}, which was not given; left out"]
+
+
+def test_a_block_that_names_a_model_table_needs_it(tmp_path: Path) -> None:
+    frames = frames_of(range(300))
+    model = train([(frames, MANIFEST.buses)])
+    block = Block(encode_frames(frames, MANIFEST.buses, model), RECORDED, Coverage("replay:drive.log", 0, 300))
+    messages = put(tmp_path, [message_of([record_of(1, block)])])
+    (tmp_path / "models").mkdir()
+    model.save(tmp_path / "models/of the truck")
+    (problem,) = written(messages, manifests_in(tmp_path), tmp_path / "without")
+    assert f"record 1 of drive: the block needs the model table sha256:{model.sha256[:16]}" in problem
+    assert written(messages, manifests_in(tmp_path), tmp_path / "with", str(tmp_path / "models")) == []
+    assert rows_in(table.read(tmp_path / "with")) == rows_of(range(300))

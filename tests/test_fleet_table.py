@@ -1,6 +1,8 @@
 """A table as a whole: it grows, nothing is twice in it, and a run that comes again changes nothing."""
 
+import ast
 from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fleet
 from edge.errors import InputError
 from edge.message import Clock, Quality
 from fleet import table
@@ -133,3 +136,16 @@ def test_nothing_to_decode_is_an_empty_table(tmp_path: Path) -> None:
     found = table.read(put(tmp_path, []), {})
     assert found.num_rows == 0
     assert found.column_names == [*SCHEMA.names, "vehicle", "campaign", "date"]
+
+
+def test_no_two_modules_of_the_fleet_import_each_other() -> None:
+    """Not even inside of functions: what reads stands on what decodes, that on what builds, that on rows."""
+    paths = {path.stem: path for path in Path(fleet.__path__[0]).glob("*.py")}
+    needs: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        needs[name] = {node.module.removeprefix("fleet.") for node in found if node.module}
+        needs[name] |= {alias.name for node in found if node.module == "fleet" for alias in node.names}
+        needs[name] &= paths.keys()
+    assert list(TopologicalSorter(needs).static_order())
+    assert needs["table"] >= {"decode", "rows"}
