@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers containers-arm64 offline-month fleet-spark prerelease
-.PHONY: packages build clean node genconfig
+.PHONY: demo test lint bench callgrind fuzz sanitize crash crash-long socketcan arm64 containers containers-arm64 offline-month
+.PHONY: fleet-spark fleet-scale prerelease packages build clean node genconfig
 
 demo: $(READY)
 	$(BIN)/bordnetz demo
@@ -56,10 +56,15 @@ KERNEL_TESTS = golden logs transport condition reduce block codec codec_signals 
 SANITIZED = if command -v clang >/dev/null; then CC=clang EDGE_SANITIZE=1 $(BIN)/python setup.py -q build_ext \
 	  --build-lib build/sanitize --build-temp build/sanitize/tmp; fi
 
-# A generated fleet on Spark in two worker processes, one of them killed half-way; needs Java 17.
+# A generated fleet on Spark in two worker processes, one of them killed half-way, and how fast that is; needs Java 17.
 fleet-spark: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev,spark]'
 	$(BIN)/python -m pytest -q tests/test_fleet_spark.py
+	$(BIN)/python -m bench.fleet_spark
+
+# A day of 10 to 1,000 generated vehicles to tables: what it costs, as bench/fleet_scale.png. Some gigabytes for the time.
+fleet-scale: $(READY)
+	$(BIN)/python -m bench.fleet_scale
 
 build: $(READY)
 

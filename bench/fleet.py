@@ -16,16 +16,17 @@ from cy_core.columns import Columns
 from edge import block
 from edge.decoder import Decoder
 from edge.message import Block, Clock, Counters, Coverage, Quality, Record, pack
-from fleet import generate, table
+from fleet import generate, rows, table_file
 from fleet.decode import decode
+from fleet.table import read
 
 BLOCK_FRAMES = 8192
 ROUNDS = 5
 # What the same rows could be written as; one is that of the table.
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "of the table": table.LAYOUT,
+    "of the table": table_file.LAYOUT,
     "pyarrow's own, snappy": {},
-    "zstd 9": {**table.LAYOUT, "compression_level": 9},
+    "zstd 9": {**table_file.LAYOUT, "compression_level": 9},
     "zstd 9, values split by byte": {
         "compression": "zstd",
         "compression_level": 9,
@@ -40,7 +41,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
-    decoder, maker = Decoder(load.manifest), table.TableMaker(load.manifest)
+    decoder, maker = Decoder(load.manifest), rows.TableMaker(load.manifest)
     parts = [
         load.known.slice(at, min(at + BLOCK_FRAMES, len(load.known))) for at in range(0, len(load.known), BLOCK_FRAMES)
     ]
@@ -76,12 +77,12 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
         **_rates(min(seconds), samples, len(load.known)),
     }
 
-    rows = table.read(folder / "fleet/table0").select(table.SCHEMA.names)
-    sizes = {name: _size(rows, folder / "layout.parquet", layout) for name, layout in LAYOUTS.items()}
-    whole = rows.unify_dictionaries().combine_chunks()
+    found = read(folder / "fleet/table0").select(rows.SCHEMA.names)
+    sizes = {name: _size(found, folder / "layout.parquet", layout) for name, layout in LAYOUTS.items()}
+    whole = rows.whole_table(found)
     codes = [np.asarray(whole[name].chunk(0).indices) for name in ("bus", "signal", "message")]
     by_signal = whole.take(pa.array(np.lexsort((np.asarray(whole["time_us"]), *codes))))
-    sizes["of the table, sorted by signal"] = _size(by_signal, folder / "layout.parquet", table.LAYOUT)
+    sizes["of the table, sorted by signal"] = _size(by_signal, folder / "layout.parquet", table_file.LAYOUT)
     best = min(size for name, size in sizes.items() if "sorted" not in name)
     yield {
         "figure": "Parquet, bytes a sample",
@@ -147,6 +148,6 @@ def _rates(seconds: float, samples: int, frames: int) -> dict[str, Any]:
     }
 
 
-def _size(rows: pa.Table, path: Path, layout: dict[str, Any]) -> int:
-    pq.write_table(rows.unify_dictionaries(), path, row_group_size=table.ROWS_IN_GROUP, **layout)
+def _size(found: pa.Table, path: Path, layout: dict[str, Any]) -> int:
+    pq.write_table(found.unify_dictionaries(), path, row_group_size=table_file.ROWS_IN_GROUP, **layout)
     return path.stat().st_size

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
-from fleet.messages import EVENT_NAMES, Found, Place, Unreadable, take
+from fleet.messages import EVENT_NAMES, Found, Place, Unreadable, take, time_of
 
 CAPTURE_TIME = "%m/%d/%Y %I:%M:%S %p"
 
@@ -30,9 +30,9 @@ def read(path: Path) -> Iterator[Found]:
             for record in fastavro.reader(file):
                 number += 1
                 yield _take(Place(path, number), record)
-        except OSError:
-            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # bz2 calls damage an OSError, too
+                raise
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             yield Unreadable(Place(path, 0), f"is no whole Avro file, read up to record {number} ({what})")
 
@@ -52,7 +52,7 @@ def _text(value: Any) -> Any:
 def _time(text: str) -> datetime:
     if "/" in text:
         return datetime.strptime(text, CAPTURE_TIME).replace(tzinfo=UTC)
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return time_of(text)
 
 
 def _body(record: Mapping[str, Any]) -> bytes:

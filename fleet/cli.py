@@ -96,12 +96,17 @@ def confirm(table: Path, module: str, only_print: bool) -> None:
 @click.option("--vehicles", type=click.IntRange(1, 100_000), default=3, show_default=True)
 @click.option("--hours", type=click.FloatRange(0.01, 24 * 366), default=1, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-def generate(out: Path, vehicles: int, hours: float, seed: int) -> None:
+@click.option("--period", type=click.FloatRange(0.001, 60), default=0.1, show_default=True, help="Seconds a frame.")
+@click.option("--block", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="Seconds a block.")
+def generate(out: Path, vehicles: int, hours: float, seed: int, period: float, block: float) -> None:
     """Messages of a made-up fleet, with outages, repeats, evictions and late clocks, and the truth beside them."""
-    from fleet.generate import write
+    from fleet.generate import Pace, write
 
+    pace = Pace(round(period * 1e6), round(block * 1e6))
+    if not pace.frames:
+        raise click.BadParameter("a block is at least one --period", param_hint="--block")
     with Progress("driving", 1.0) as progress:
-        truth = write(out, vehicles, hours, seed, progress.to)
+        truth = write(out, vehicles, hours, seed, progress.to, pace)
     click.echo(f"{out}: {truth.messages:,} messages of {vehicles:,} vehicles, {truth.samples:,} samples")
 
 
@@ -140,8 +145,9 @@ def plot(table: Path, out: Path, vehicle: str, signals: tuple[str, ...], start: 
 def vss(table: Path, out: Path, manifest: Path | None) -> None:
     """A TABLE by VSS path, with converted values: time_us, path, value, text, vehicle, campaign, date."""
     from edge.manifest import load
-    from fleet.decode import MANIFESTS, load_manifests, vehicles
-    from fleet.table import check, read
+    from fleet.decode import load_manifests
+    from fleet.folder import MANIFESTS, check, vehicles
+    from fleet.table import read
     from fleet.vss import one_overlay, open_vss_writer
 
     check(table)
@@ -181,7 +187,7 @@ def export(table: Path, out: Path, vehicle: str, campaign: str, start: str | Non
 def follow(
     hub: str, out: Path, manifests: Path | None, once: bool, build_seconds: float, jobs: int, as_json: bool
 ) -> None:
-    """Add events to TABLE as they come: of the Event Hub (or IoT Hub's endpoint) whose connection string is in
+    """Add events to TABLE as they come: of the Event Hub whose connection string is in
     EVENTHUB_CONNECTION_STRING, or of HUB, kafka://HOST:PORT/TOPIC.
 
     Where it goes on is kept in the table. Exit status 1 if something is missing, or could not be read.

@@ -20,9 +20,8 @@ from edge.confirmation import Confirmation, names_of
 from edge.errors import CloudUnreachable, InputError, MessageRejected
 from edge.message import Eviction
 from fleet.archive import Archive
-from fleet.decode import vehicles
+from fleet.folder import TABLE_FILE, vehicles
 from fleet.ranges import Range, Ranges
-from fleet.table import TABLE_FILE
 
 VARIABLE = "IOTHUB_SERVICE_CONNECTION_STRING"
 MOST_OUTBOXES = 3  # of a vehicle, the newest: a twin's section has room for that many

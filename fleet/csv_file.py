@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from edge.manifest import DecoderManifest, Signal
+from fleet.rows import EXACT, whole_table
 
 ROWS_AT_ONCE = 1 << 18
-EXACT = 1 << 53
 LONG = 10**9  # a float that is longer may be written with an exponent
 
 
@@ -37,7 +37,7 @@ class CsvFile:
 
     def write(self, table: pa.Table) -> None:
         for start in range(0, table.num_rows, ROWS_AT_ONCE):
-            self._write(table.slice(start, ROWS_AT_ONCE).unify_dictionaries().combine_chunks())
+            self._write(whole_table(table.slice(start, ROWS_AT_ONCE)))
 
     def _write(self, table: pa.Table) -> None:
         names = [_whole(table[name]) for name in ("bus", "message", "signal")]

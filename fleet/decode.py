@@ -9,14 +9,10 @@ change nothing, and one can kill it at any time and run it again. Memory holds a
 vehicle up to a bound.
 """
 
-import fcntl
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -28,16 +24,13 @@ from edge.manifest import DecoderManifest
 from fleet import files, report
 from fleet.archive import Archive
 from fleet.audit import Audit
-from fleet.build import Lines, build, needs_build
+from fleet.build import build, needs_build
+from fleet.folder import AUDIT_FILE, MANIFESTS, TABLES, folder_of, kept_tables, open_table, vehicles
+from fleet.lines import Lines, Manifests
 from fleet.messages import Found, Received, Unreadable
-from fleet.table import TABLE_FILE
 
-AUDIT_FILE = "_audit.json"
-MANIFESTS = "_manifests"
-TABLES = "_tables"
-BATCH_BYTES = 256 << 20
+BATCH_BYTES = 64 << 20  # of messages; twice that in memory
 
-Manifests = Mapping[str, DecoderManifest]
 Progress = Callable[[float], None]
 
 
@@ -59,7 +52,7 @@ def decode(
     is a folder of something else.
     """
     table = Path(table)
-    paths = files.files(folders)
+    paths = [path for path in files.files(folders) if not path.absolute().is_relative_to(table.absolute())]
     with open_table(table):
         known = keep_manifests(manifests, table)
         _keep_tables(tables, table)
@@ -75,35 +68,6 @@ def update(table: Path, manifests: Manifests, jobs: int = 1, progress: Progress 
     audit = report.audit(table)
     write_durably(table / AUDIT_FILE, [msgspec.json.format(msgspec.json.encode(audit))])
     return audit
-
-
-@contextmanager
-def open_table(table: Path) -> Iterator[None]:
-    """The table as ours alone. Raises InputError as decode does, and whenever it cannot be written."""
-    ours = not table.exists() or (table.is_dir() and ((table / TABLE_FILE).exists() or not any(table.iterdir())))
-    if not ours:
-        raise InputError(table, "is there already, and is no table of ours", "choose another place for the table")
-    try:
-        table.mkdir(parents=True, exist_ok=True)
-        with (table / TABLE_FILE).open("a+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(table, "is being written by another process", "wait for it to end") from error
-            file.seek(0)
-            _check_version(table, file.read())
-            yield
-    except OSError as error:
-        raise InputError(table, f"cannot be written ({error.strerror or error})", "choose another place") from error
-
-
-def _check_version(table: Path, content: bytes) -> None:
-    if not content:  # made just now, or a kill came between
-        with (table / TABLE_FILE).open("r+b") as file:
-            file.write(b'{"format": 1}\n')
-            os.fsync(file.fileno())
-    elif content != b'{"format": 1}\n':
-        raise InputError(table / TABLE_FILE, "is of no known version", "take the version that wrote it")
 
 
 def load_manifests(folder: Path) -> dict[str, DecoderManifest]:
@@ -148,21 +112,6 @@ def _keep_tables(given: Path | str | None, table: Path) -> None:
             model_tables.load(path)
             kept.parent.mkdir(exist_ok=True)
             write_durably(kept, [path.read_bytes()])
-
-
-def kept_tables(table: Path) -> list[Path]:
-    """The model tables that a table has copies of."""
-    return sorted((table / TABLES).glob("*.table"))
-
-
-def folder_of(table: Path, vehicle: str) -> Path:
-    return table / f"vehicle={quote(vehicle, safe='')}"
-
-
-def vehicles(table: Path) -> list[tuple[str, Path]]:
-    """Those that the table has, with their folders."""
-    found = sorted(table.glob("vehicle=*"))
-    return [(unquote(folder.name.removeprefix("vehicle=")), folder) for folder in found]
 
 
 def _receive(paths: list[Path], table: Path, batch_bytes: int, progress: Progress) -> None:

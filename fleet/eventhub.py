@@ -4,12 +4,14 @@
                                 <table>/_checkpoints.json     only then: where each partition goes on
                                 Parquet and audit, every build_s
 
-Event Hubs (tiers with Kafka) and the endpoint of an IoT Hub take the connection string as a password; any Kafka broker
-without one will do as well. IoT Hub's system properties come as headers in the encoding of AMQP 1.0. Whoever kills it
-starts it again: what comes twice changes nothing. Events that expired before they were read are a finding.
+Event Hubs (tiers with Kafka) take the connection string as a password; any Kafka broker without one will do, too. The
+built-in endpoint of an IoT Hub has no Kafka: the hub needs a route to an Event Hub. IoT Hub's system properties come as
+headers in the encoding of AMQP 1.0. Whoever kills it starts it again: what comes twice changes nothing. Events that
+expired before they were read are a finding.
 """
 
 import asyncio
+import logging
 import ssl
 import struct
 import time
@@ -25,7 +27,9 @@ import msgspec
 from edge.durable import write_durably
 from edge.errors import CloudUnreachable, InputError
 from fleet.audit import Audit
-from fleet.decode import Intake, Manifests, keep_manifests, open_table, update
+from fleet.decode import Intake, keep_manifests, update
+from fleet.folder import open_table
+from fleet.lines import Manifests
 from fleet.messages import EVENT_NAMES, Found, Place, Unreadable, take
 
 CHECKPOINTS = "_checkpoints.json"
@@ -142,6 +146,8 @@ async def _consumer(hub: EventHub, table: Path) -> AsyncIterator[tuple[Any, Inta
         request_timeout_ms=round(ANSWER_S * 1000),
         **options,
     )
+    refusals = _Refusals()
+    logging.getLogger("aiokafka").addHandler(refusals)
     try:
         async with asyncio.timeout(ANSWER_S):
             await consumer.start()
@@ -160,12 +166,31 @@ async def _consumer(hub: EventHub, table: Path) -> AsyncIterator[tuple[Any, Inta
     except TimeoutError as error:
         raise CloudUnreachable(f"{hub.key}: no answer within {ANSWER_S:g} s; try again later") from error
     except KafkaError as error:
-        reason = type(error).__name__
-        if "Auth" in reason:
-            raise InputError(hub.key, f"refused us ({reason})", "look at the connection string") from error
-        raise CloudUnreachable(f"{hub.key}: {reason}; try again later") from error
+        raise _plain(hub, refusals.last or error) from error
     finally:
+        logging.getLogger("aiokafka").removeHandler(refusals)
         await consumer.stop()
+
+
+class _Refusals(logging.Handler):
+    """aiokafka tells its log why it could not connect, and its caller only that."""
+
+    last: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for argument in record.args or ():
+            if isinstance(argument, BaseException):
+                self.last = argument
+
+
+def _plain(hub: EventHub, error: BaseException) -> Exception:
+    reason = type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        way_out = "set SSL_CERT_FILE to the certificate of who vouches for it"
+        return InputError(hub.key, f"its certificate is not trusted here ({error.verify_message})", way_out)
+    if "Auth" in reason:
+        return InputError(hub.key, f"refused us ({reason})", "look at the connection string")
+    return CloudUnreachable(f"{hub.key}: {reason}; try again later")
 
 
 async def _partitions(consumer: Any, hub: EventHub) -> Iterable[int]:

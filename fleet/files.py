@@ -7,12 +7,11 @@
 import base64
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from edge.errors import InputError
 from fleet import avro
-from fleet.messages import Found, Place, Unreadable, is_ours, take
+from fleet.messages import Found, Place, Unreadable, is_ours, take, time_of
 
 MESSAGE_FILES = (".json", ".avro")
 LONGEST_LINE_BYTES = 1 << 20  # a message of 256 KB as base64, with its properties escaped
@@ -34,7 +33,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def read(path: Path) -> Iterator[Found]:
-    """Every message of this file, or what is wrong with it. Raises InputError: the file cannot be read."""
+    """Every message of this file, or what is wrong with it. Raises InputError: the disk cannot be read."""
     try:
         if path.suffix == ".json":
             yield from _read_lines(path)
@@ -42,8 +41,10 @@ def read(path: Path) -> Iterator[Found]:
             yield from avro.read(path)
         else:
             yield Unreadable(Place(path, 0), f"is no file of messages by its name ({' or '.join(MESSAGE_FILES)})")
+    except (PermissionError, FileNotFoundError) as error:
+        yield Unreadable(Place(path, 0), f"cannot be read ({error.strerror})")
     except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "give folders that can be read") from error
+        raise InputError(path, f"cannot be read ({error.strerror})", "look at the disk") from error
 
 
 def _read_lines(path: Path) -> Iterator[Found]:
@@ -63,7 +64,7 @@ def parse_line(place: Place, line: bytes) -> Found:
     try:
         row = json.loads(line)
         system = row["SystemProperties"]
-        enqueued = datetime.fromisoformat(row["EnqueuedTimeUtc"]).replace(tzinfo=UTC)
+        enqueued = time_of(row["EnqueuedTimeUtc"])
         body = base64.b64decode(row["Body"], validate=True) if is_ours(system) else b""
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Unreadable(place, f"no message in IoT Hub's JSON form ({type(error).__name__}: {error})")

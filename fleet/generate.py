@@ -4,21 +4,22 @@
     <out>/manifests/*.manifest                      the second is in use from the middle on
     <out>/truth.json                                every record: what it holds, when it was, what became of it
 
-One vehicle sends a block every ten seconds. Its clock is unknown when it boots and set later; it is offline for a
-while and sends what waited afterwards, newest boot first; some messages come twice; some records are evicted, and the
-ledger says so. The same seed gives the same files. Frames are simple here (counters and ramps, so that the truth is a
-formula): what real traffic looks like is the business of simulator/vehicle.
+A vehicle makes a block every ten seconds, or at another Pace. Its clock is unknown when it boots and set later; it is
+offline for a while and sends what waited afterwards, newest boot first; some messages come twice; some records are
+evicted, and the ledger says so. The same seed gives the same files. Frames are simple here (counters and ramps, so that
+the truth is a formula): what real traffic looks like is the business of simulator/vehicle.
 """
 
 import base64
 import json
-import struct
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from cy_core.frames import Frames
 from edge import block as blocks
@@ -28,15 +29,31 @@ from edge.manifest import DecoderManifest, Message, Signal
 from edge.message import Block, Clock, Counters, Coverage, Eviction, Quality, Record, pack
 
 START_US = 1_795_471_200_000_000  # 2026-11-23 22:00 UTC: a drive of some hours crosses midnight
-BLOCK_US = 10_000_000
-PERIOD_US = 100_000
-FRAMES = BLOCK_US // PERIOD_US
 RECORDS_IN_MESSAGE = 3
 SIGNALS = ("SPEED", "COUNTER", "GEAR")  # of a frame in the table, in the order of the manifest
+FRAME = np.dtype(  # docs/formats/frame.md, with the signals of the manifest as its data
+    {
+        "names": ["time_us", "can_id", "length", *SIGNALS],
+        "formats": ["<i8", "<u4", "u1", "<u2", "<u4", "u1"],
+        "offsets": [0, 8, 13, 16, 18, 22],
+        "itemsize": 24,
+    }
+)
+
+
+class Pace(NamedTuple):
+    """From frame to frame, and of how much time a block is."""
+
+    period_us: int = 100_000
+    block_us: int = 10_000_000
+
+    @property
+    def frames(self) -> int:
+        return self.block_us // self.period_us
 
 
 class TrueRecord(msgspec.Struct, array_like=True):
-    """Frames first..end-1 of the vehicle, the first at first_us (UTC), each PERIOD_US after the one before."""
+    """Frames first..end-1 of the vehicle, the first at first_us (UTC), each a period after the one before."""
 
     outbox: str
     sequence: int
@@ -51,13 +68,14 @@ class TrueVehicle(msgspec.Struct):
     vehicle: str
     records: list[TrueRecord] = []
     repeats: int = 0  # records that are there a second time
+    period_us: int = Pace().period_us
 
     def rows(self) -> Iterator[tuple[int, str, float]]:
         """What the table must hold, in its order: (time_us, signal, value)."""
         for record in self.records:
             if not record.evicted:
                 for n in range(record.first, record.end):
-                    time_us = record.first_us + PERIOD_US * (n - record.first)
+                    time_us = record.first_us + self.period_us * (n - record.first)
                     for name, value in zip(SIGNALS, values(n, record.manifest), strict=True):
                         yield time_us, name, value
 
@@ -88,7 +106,12 @@ def values(n: int, manifest: int) -> tuple[float, float, float]:
 
 
 def write(
-    out: Path, vehicles: int, hours: float, seed: int, progress: Callable[[float], None] = lambda part: None
+    out: Path,
+    vehicles: int,
+    hours: float,
+    seed: int,
+    progress: Callable[[float], None] = lambda part: None,
+    pace: Pace | None = None,
 ) -> Truth:
     """Raises InputError: out is not empty, or cannot be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -99,7 +122,7 @@ def write(
         for number, manifest in enumerate(manifests()):
             manifest.save(out / f"manifests/{number}.manifest")
         for number in range(vehicles):
-            vehicle = _Vehicle(f"vehicle-{number:05}", hours, Random(f"{seed} {number}"))
+            vehicle = _Vehicle(f"vehicle-{number:05}", hours, Random(f"{seed} {number}"), pace or Pace())
             _store(out / "messages/hub" / f"{number % 4:02}", vehicle.lines())
             truth.vehicles.append(vehicle.truth)
             truth.messages += vehicle.messages
@@ -129,11 +152,12 @@ def _store(folder: Path, lines: Iterator[tuple[int, bytes]]) -> None:
 
 
 class _Vehicle:
-    def __init__(self, vehicle: str, hours: float, random: Random) -> None:
-        self.truth = TrueVehicle(vehicle)
+    def __init__(self, vehicle: str, hours: float, random: Random, pace: Pace) -> None:
+        self.truth = TrueVehicle(vehicle, period_us=pace.period_us)
         self.messages = 0
         self._random = random
-        self._count = max(1, int(hours * 3_600_000_000 // BLOCK_US))
+        self._pace = pace
+        self._count = max(1, int(hours * 3_600_000_000 // pace.block_us))
         self._outbox = random.randbytes(16)
         self._decoders = [Decoder(manifest) for manifest in manifests()]
 
@@ -143,11 +167,11 @@ class _Vehicle:
         evictions: list[Eviction] = []
         offline_until, now_us = 0, START_US
         for record, body in self._records():
-            now_us = record.first_us + BLOCK_US
+            now_us = record.first_us + self._pace.block_us
             self.truth.records.append(record)
             waiting.append((record, body))
             if now_us >= offline_until and self._random.random() < 0.01:
-                offline_until = now_us + self._random.randrange(60, 900) * 1_000_000
+                offline_until = now_us + self._random.randrange(6, 90) * self._pace.block_us
             if now_us < offline_until:
                 evictions += self._evict(waiting, now_us)
             elif len(waiting) >= RECORDS_IN_MESSAGE or record.manifest != waiting[0][0].manifest:
@@ -159,7 +183,7 @@ class _Vehicle:
         """A vehicle boots anew at times; its clock is set some blocks later, and it does not know before."""
         boot_id, boot_us, blind = b"", 0, 0
         for n in range(self._count):
-            at_us = START_US + n * BLOCK_US
+            at_us = START_US + n * self._pace.block_us
             if n == 0 or (blind < 0 and self._random.random() < 0.005):  # not before anyone knew the time
                 boot_id, boot_us = self._random.randbytes(16), at_us - self._random.randrange(1, 20) * 1_000_000
                 blind = self._random.randrange(0, 20)
@@ -167,7 +191,9 @@ class _Vehicle:
             blind = 0 if n == self._count - 1 else blind - 1
             clock = Clock(boot_id, boot_us, Quality.SYNCHRONISED) if known else self._wrong(boot_id)
             manifest = int(n >= self._count // 2)
-            record = TrueRecord(self._outbox.hex(), n + 1, n * FRAMES, (n + 1) * FRAMES, at_us, manifest, False)
+            first = n * self._pace.frames
+            end = first + self._pace.frames
+            record = TrueRecord(self._outbox.hex(), n + 1, first, end, at_us, manifest, False)
             yield record, Record(n + 1, 5, "drive", self._block(record, clock, at_us - boot_us))
 
     def _wrong(self, boot_id: bytes) -> Clock:
@@ -176,10 +202,13 @@ class _Vehicle:
         return Clock(boot_id, off_us, self._random.choice([Quality.UNKNOWN, Quality.SYSTEM]))
 
     def _block(self, record: TrueRecord, clock: Clock, since_boot_us: int) -> bytes:
+        n = np.arange(record.first, record.end)
+        made = np.zeros(len(n), FRAME)
+        made["time_us"] = since_boot_us + self._pace.period_us * (n - record.first)
+        made["can_id"], made["length"] = 0x100, 8
+        made["SPEED"], made["COUNTER"], made["GEAR"] = n * 7 % 1000, n, n // 50 % 4
         frames = Frames()
-        for n in range(record.first, record.end):
-            data = struct.pack("<HIBx", n * 7 % 1000, n, n // 50 % 4)
-            frames.append(since_boot_us + PERIOD_US * (n - record.first), 0, 0x100, data)
+        frames.extend(made.tobytes())
         columns = self._decoders[record.manifest].decode_batch(frames)
         coverage = Coverage("socketcan:can0", record.first, record.end)
         return Block(blocks.encode(columns), clock, coverage, Counters(samples=columns.samples())).encode()

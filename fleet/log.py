@@ -12,8 +12,9 @@ from cy_core.frames import Frames
 from edge.decoder import Decoder
 from edge.logs import open_log
 from edge.manifest import DecoderManifest
+from fleet.rows import TableMaker
 from fleet.sort import Sorter
-from fleet.table import TableMaker, open_writer
+from fleet.table_file import open_writer
 from fleet.vss import open_vss_writer
 
 FRAMES_AT_ONCE = 65_536

@@ -6,7 +6,7 @@ What is no message of ours is data: it is reported with its place, and the rest 
 import os
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,6 +68,12 @@ class Other(msgspec.Struct, frozen=True):
 
 
 Found = Received | Unreadable | Other
+
+
+def time_of(text: str) -> datetime:
+    """In ISO 8601; of UTC where it names no zone. Raises ValueError."""
+    when = datetime.fromisoformat(text)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def is_ours(system: Mapping[str, Any]) -> bool:

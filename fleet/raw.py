@@ -15,10 +15,9 @@ from edge import block as blocks
 from edge.errors import BlockCorrupt, InputError
 from edge.log_writer import open_log_writer
 from fleet.archive import Archive
-from fleet.build import Models
 from fleet.clock import Clocks
-from fleet.decode import kept_tables, vehicles
-from fleet.table import check
+from fleet.folder import check, kept_tables, vehicles
+from fleet.lines import Models
 
 
 class Capture(NamedTuple):

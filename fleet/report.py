@@ -7,7 +7,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote
 
 import msgspec
 
@@ -18,8 +17,8 @@ from fleet.archive import Archive, Stored
 from fleet.audit import Audit, OutboxAudit, SequenceBook, StreamAudit, Trail
 from fleet.build import Problem, Span, load_outcomes
 from fleet.clock import trusted
+from fleet.folder import TABLE_FILE, vehicles
 from fleet.messages import shown
-from fleet.table import TABLE_FILE
 
 FINDINGS_FILE = "_findings.json"
 MOST_PROBLEMS = 1000  # named, of a file and of a table; the others are counted
@@ -58,8 +57,12 @@ class Findings:
 
 
 def load_findings(table: Path) -> dict[str, FileFindings]:
+    """Raises InputError: damaged."""
     path = table / FINDINGS_FILE
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, FileFindings]) if path.exists() else {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, FileFindings]) if path.exists() else {}
+    except msgspec.MsgspecError as error:
+        raise InputError(path, f"is damaged ({error})", "delete it: what is read again is judged anew") from error
 
 
 def audit(table: Path) -> Audit:
@@ -73,8 +76,8 @@ def audit(table: Path) -> Audit:
         whole.other_messages += file.other_messages
         count += file.more_problems
         problems += file.problems
-    for folder in sorted(table.glob("vehicle=*")):
-        one = _Vehicle(unquote(folder.name.removeprefix("vehicle=")), folder)
+    for vehicle, folder in vehicles(table):
+        one = _Vehicle(vehicle, folder)
         whole.outboxes += one.outboxes()
         whole.streams += one.streams()
         problems += one.problems()

@@ -1,290 +1,25 @@
-"""Decoded columns to Arrow tables in the long form, and those to files.
-
-    time_us   int64     microseconds of UTC
-    bus, message, signal    dictionary of strings
-    raw       int64     the field's integer; a float's IEEE 754 bits; unsigned values from 2^63 on wrap to negative
-    value     float64   raw * factor + offset, or the float itself; null where raw says that there is no value
-    label     dictionary of strings, null where the raw value has none; of a null, why it is one
-
-One row a sample. Everything is done on whole columns; no Python object is made for a value.
-"""
+"""Tables as people read them; docs/fleet.md, docs/formats/table.md."""
 
 import json
-import struct
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from cy_core.columns import Columns
 from edge.errors import InputError
-from edge.manifest import DecoderManifest, Signal, no_values
-from fleet.csv_file import CsvFile
-
-TEXT = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [
-        ("time_us", pa.int64()),
-        ("bus", TEXT),
-        ("message", TEXT),
-        ("signal", TEXT),
-        ("raw", pa.int64()),
-        ("value", pa.float64()),
-        ("label", TEXT),
-    ]
-)
-# On the way to a file, rows also have the number of their signal in the manifest; files do not.
-ORDER = "_order"
-FACTS = b"bordnetz"
-# Sorted by time: differences are small, and the page index finds a time without reading the rest.
-LAYOUT: dict[str, Any] = {
-    "compression": "zstd",
-    "use_dictionary": ["bus", "message", "signal", "label", "raw", "value"],
-    "column_encoding": {"time_us": "DELTA_BINARY_PACKED"},
-    "write_page_index": True,
-    "sorting_columns": [pq.SortingColumn(0)],
-}
-TABLE_FILE = "_table.json"  # readers of a folder of Parquet pass over names that begin so
-PARTITIONS = ("vehicle", "campaign", "date")
-ROWS_IN_GROUP = 1 << 18
-EXACT = 1 << 53  # float64 holds every whole number up to here
-
-Numbers = np.ndarray[Any, Any]
-
-
-def from_columns(columns: Columns, manifest: DecoderManifest, utc_offset_us: int = 0) -> pa.Table:
-    """The samples in order of time, those of one time in the manifest's order. For many, keep a TableMaker."""
-    return TableMaker(manifest).table(columns, utc_offset_us)
-
-
-class Fact(NamedTuple):
-    """What a table says of a signal: its name with bus and message, its unit and step.
-
-    max_error is in the signal's unit, time_tolerance_us against the vehicle's own clock. Floats that a campaign
-    coarsened say nothing of it: only the campaign does.
-    """
-
-    name: str
-    unit: str
-    step: float
-
-    def document(self, raw: int = 0, time_us: int = 0) -> dict[str, Any]:
-        """raw, time_us: how wrong raw values and times may be, as the blocks say."""
-        error = raw * abs(float(self.step))
-        return {"unit": self.unit, "step": self.step, "max_error": error, "time_tolerance_us": time_us}
-
-
-class TableMaker:
-    """Turns columns of one manifest into tables."""
-
-    def __init__(self, manifest: DecoderManifest) -> None:
-        self.manifest = manifest
-        signals = [(message, signal) for message in manifest.messages for signal in message.signals]
-        self._facts = [
-            Fact(f"{message.bus}.{message.name}.{signal.name}", signal.unit, signal.factor)
-            for message, signal in signals
-        ]
-        self._firsts = np.cumsum([0, *(len(message.signals) for message in manifest.messages)])
-        self._buses = _Names(message.bus for message, _ in signals)
-        self._messages = _Names(message.name for message, _ in signals)
-        self._signals = _Names(signal.name for _, signal in signals)
-        self._labels = _Labels([signal for _, signal in signals], [no_values(*each) for each in signals])
-
-    def table(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
-        """The samples in order of time, those of one time in the manifest's order; time_us is UTC."""
-        from fleet.sort import in_order
-
-        return in_order(self.rows(columns, utc_offset_us)).select(SCHEMA.names)
-
-    def rows(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
-        """The samples in no order, with the column ORDER."""
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are data
-            parts = [part for group in columns.groups() for part in self._group(group)]
-        if not parts:
-            return SCHEMA.append(pa.field(ORDER, pa.int32())).empty_table()
-        times, numbers, raws, values, labels, nulls = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return pa.table(
-            [
-                pa.array(times + utc_offset_us),
-                self._buses.array(numbers),
-                self._messages.array(numbers),
-                self._signals.array(numbers),
-                pa.array(raws),
-                pa.array(values, mask=nulls),
-                self._labels.array(labels),
-                pa.array(numbers),
-            ],
-            schema=SCHEMA.append(pa.field(ORDER, pa.int32())),
-        )
-
-    def facts(self, columns: Columns) -> set[tuple[int, Fact]]:
-        """Of the signals that the columns hold, with their numbers in the manifest."""
-        firsts, groups = self._firsts, columns.groups()
-        numbers = {int(firsts[group.message]) + index for group in groups for index, _, _ in group.columns}
-        return {(number, self._facts[number]) for number in numbers}
-
-    def _group(self, group: Any) -> Iterator[tuple[Numbers, ...]]:
-        times = np.frombuffer(group.times, np.int64)
-        first = self._firsts[group.message]
-        signals = self.manifest.messages[group.message].signals
-        for index, letter, data in group.columns:
-            column = np.frombuffer(data, letter)
-            raw = column.view(f"u{column.itemsize}") if signals[index].is_float else column
-            value, label = physical(signals[index], column), self._labels.codes(first + index, column)
-            parts: list[Numbers] = [raw.astype(np.int64), value, label, self._labels.nulls(first + index, column)]
-            if len(column) != len(times):
-                parts = [np.repeat(array, len(times)) for array in parts]
-            yield times, np.full(len(times), first + index, np.int32), *parts
-
-
-def physical(signal: Signal, column: Numbers) -> Numbers:
-    """raw * factor + offset to the last bit of what exact whole numbers and then float64 give."""
-    value: Numbers = column.astype(np.float64)
-    if (signal.factor, signal.offset) == (1, 0):
-        return value
-    scaled: Numbers = value * float(signal.factor) + float(signal.offset)
-    if column.dtype.kind in "iu" and isinstance(signal.factor, int):
-        longest = max(abs(int(np.iinfo(column.dtype).min)), int(np.iinfo(column.dtype).max))
-        if longest * abs(signal.factor) + abs(signal.offset) >= EXACT:  # else float64 holds all that is whole
-            for place in np.flatnonzero(np.abs(value) * abs(signal.factor) + abs(signal.offset) >= EXACT):
-                scaled[place] = float(int(column[place]) * signal.factor + signal.offset)
-    return scaled
-
-
-class _Names:
-    """A dictionary of strings, and which of them each signal has."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        known: dict[str, int] = {}
-        self._codes = np.array([known.setdefault(name, len(known)) for name in names], np.int32)
-        self._names = pa.array(known, pa.string())
-
-    def array(self, numbers: Numbers) -> pa.DictionaryArray:
-        return pa.DictionaryArray.from_arrays(pa.array(self._codes[numbers]), self._names)
-
-
-class _Labels:
-    """All labels of all signals; -1 is none."""
-
-    def __init__(self, signals: list[Signal], no_values: list[tuple[tuple[int, int, str], ...]]) -> None:
-        known: dict[str, int] = {}
-        self._of: list[tuple[Numbers, Numbers] | None] = []
-        self._nulls = [
-            [(low, high, known.setdefault(label, len(known))) for low, high, label in ranges] for ranges in no_values
-        ]
-        for signal in signals:
-            kind = np.float64 if signal.is_float else np.int64 if signal.signed else np.uint64
-            keys = [raw for raw in sorted(signal.labels) if _fits(raw, kind)]
-            codes = [known.setdefault(signal.labels[raw], len(known)) for raw in keys]
-            self._of.append((np.array(keys, kind), np.array(codes, np.int32)) if keys else None)
-        self._names = pa.array(known, pa.string())
-
-    def codes(self, number: int, column: Numbers) -> Numbers:
-        found: Numbers = np.full(len(column), -1, np.int32)
-        for low, high, code in self._nulls[number]:
-            found[(column >= low) & (column <= high)] = code
-        labels = self._of[number]
-        if labels is None:
-            return found
-        keys, codes = labels
-        raw = column.astype(keys.dtype)
-        places = np.minimum(np.searchsorted(keys, raw), len(keys) - 1)
-        own: Numbers = np.where(keys[places] == raw, codes[places], found)
-        return own
-
-    def nulls(self, number: int, column: Numbers) -> Numbers:
-        """Which of the raw values say that there is no value."""
-        found: Numbers = np.zeros(len(column), bool)
-        for low, high, _ in self._nulls[number]:
-            found |= (column >= low) & (column <= high)
-        return found
-
-    def array(self, codes: Numbers) -> pa.DictionaryArray:
-        return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), self._names)
-
-
-def _fits(raw: int, kind: type) -> bool:
-    if kind is np.float64:
-        return abs(raw) <= sys.float_info.max and float(raw) == raw
-    return bool(np.iinfo(kind).min <= raw <= np.iinfo(kind).max)
-
-
-def natural(signal: Signal, raw: int, value: float | None) -> tuple[int | float, int | float | None]:
-    """raw and value of one row as the numbers that they are: whole ones as int, exact beyond 2^53."""
-    if signal.is_float:
-        size = signal.length // 8
-        bits = (raw & ((1 << signal.length) - 1)).to_bytes(size, "little")
-        return struct.unpack({2: "<e", 4: "<f", 8: "<d"}[size], bits)[0], value
-    if not signal.signed and raw < 0:
-        raw += 1 << 64
-    if value is not None and isinstance(signal.factor, int) and isinstance(signal.offset, int):
-        return raw, raw * signal.factor + signal.offset
-    return raw, value
-
-
-# -- files -------------------------------------------------------------------------------------------------------
-
-
-def write(table: pa.Table, path: Path | str, manifest: DecoderManifest) -> None:
-    """Write a table of this manifest to .parquet or .csv; see open_writer."""
-    with open_writer(Path(path), manifest) as writer:
-        writer.write(table)
-
-
-@contextmanager
-def open_writer(path: Path, manifest: DecoderManifest) -> Iterator[Any]:
-    """A writer with write(table), by suffix .parquet or .csv; the file appears when all of it is there.
-
-    Raises InputError: another suffix, or the file cannot be written.
-    """
-    if path.suffix not in (".parquet", ".csv"):
-        raise InputError(path, "is no kind of table by its suffix", "take .parquet or .csv")
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        with ParquetFile(draft) if path.suffix == ".parquet" else CsvFile(draft, SCHEMA.names, manifest) as file:
-            yield file
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror or error})", "choose another place") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-class ParquetFile:
-    """Small tables are put together to row groups of a useful size; facts go into the metadata of the schema."""
-
-    def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
-        schema = SCHEMA.with_metadata({FACTS: json.dumps(facts)}) if facts else SCHEMA
-        self._writer = pq.ParquetWriter(path, schema, **LAYOUT)
-        self._waiting: list[pa.Table] = []
-
-    def __enter__(self) -> "ParquetFile":
-        return self
-
-    def __exit__(self, kind: type | None, *error: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-    def write(self, table: pa.Table) -> None:
-        self._waiting.append(table.select(SCHEMA.names))
-        if sum(part.num_rows for part in self._waiting) >= ROWS_IN_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting).unify_dictionaries())
-            self._waiting = []
+from edge.manifest import DecoderManifest
+from fleet.decode import decode
+from fleet.folder import PARTITIONS, check, parquet_files
+from fleet.rows import SCHEMA, TEXT
+from fleet.table_file import FACTS
+from fleet.wide import wide as widen
 
 
 def read(
@@ -312,8 +47,6 @@ def read(
     tests += [pc.field("time_us") >= start_us] if start_us is not None else []
     tests += [pc.field("time_us") < end_us] if end_us is not None else []
     if manifests is not None:
-        from fleet.decode import decode
-
         with tempfile.TemporaryDirectory() as scratch:
             decode([folder], manifests, Path(scratch) / "table")
             found = _read(Path(scratch) / "table", tests)
@@ -321,26 +54,12 @@ def read(
         check(folder)
         found = _read(folder, tests)
     if wide:
-        from fleet.wide import wide as widen
-
         return widen(found)
     return found
 
 
-def check(folder: Path) -> None:
-    """Raises InputError: there is no table in it."""
-    if not (folder / TABLE_FILE).exists() and not _files(folder):
-        raise InputError(folder, "holds no table", "`bordnetz fleet decode` makes one")
-
-
-def _files(folder: Path) -> list[str]:
-    """As Spark and Arrow do, without what lies in folders whose name begins with _ or a dot."""
-    found = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-    return [str(path) for path in found if not any(part[0] in "_." for part in path.relative_to(folder).parts)]
-
-
 def _read(folder: Path, tests: list[pc.Expression]) -> pa.Table:
-    paths = _files(folder)
+    paths = parquet_files(folder)
     fields = pa.schema([(name, TEXT) for name in PARTITIONS])
     if not paths:
         return pa.schema([*SCHEMA, *fields]).empty_table()

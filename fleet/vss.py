@@ -22,17 +22,19 @@ import pyarrow.parquet as pq
 from edge.errors import InputError
 from edge.manifest import DecoderManifest
 from edge.vss_signal import VssSignal
-from fleet.table import LAYOUT, PARTITIONS, TEXT, read
+from fleet.folder import PARTITIONS
+from fleet.rows import TEXT, Numbers, whole_table
+from fleet.table import read
+from fleet.table_file import LAYOUT, draft_of
 
 SCHEMA = pa.schema([("time_us", pa.int64()), ("path", TEXT), ("value", pa.float64()), ("text", TEXT)])
-Numbers = np.ndarray[Any, Any]
 BINARY = {"ADD": np.add, "SUB": np.subtract, "MUL": np.multiply, "DIV": np.divide, "MIN": np.minimum, "MAX": np.maximum}
 UNARY = {"NEG": np.negative, "ABS": np.abs, "FLOOR": np.floor, "CEIL": np.ceil, "ROUND": np.rint}
 
 
 def by_path(rows: pa.Table, manifest: DecoderManifest) -> pa.Table:
     """Rows of a long table by VSS path, in their order; columns beyond the long form (vehicle, …) are kept."""
-    rows = rows.unify_dictionaries().combine_chunks()
+    rows = whole_table(rows)
     codes = _signal_codes(rows)
     parts: list[tuple[Numbers, ...]] = []
     texts: dict[str, int] = {}
@@ -163,19 +165,11 @@ def open_vss_writer(path: Path, manifest: DecoderManifest) -> Iterator["VssFile"
 
     Raises InputError: another suffix, the file cannot be written, or the manifest has no VSS signals.
     """
-    if path.suffix not in (".parquet", ".csv"):
-        raise InputError(path, "is no kind of table by its suffix", "take .parquet or .csv")
     one_overlay({"": manifest})
-    draft = path.with_name(f".{path.name}.draft")
-    try:
+    with draft_of(path) as draft:
         file = VssFile(draft, path.suffix, manifest)
         yield file
         file.close()
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror or error})", "choose another place") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class VssFile:

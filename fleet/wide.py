@@ -5,18 +5,17 @@
 A signal that a frame did not have (another multiplexer group, another campaign) is null.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
-Numbers = np.ndarray[Any, Any]
+from fleet.rows import Numbers, whole_table
+
 KEYS = ("vehicle", "campaign", "bus", "time_us")
 
 
 def wide(rows: pa.Table) -> pa.Table:
     """rows are of one message, as `fleet.table.read(…, message=…)` gives them; the order is kept."""
-    rows = rows.unify_dictionaries().combine_chunks()
+    rows = whole_table(rows)
     signals = _codes(rows["signal"])
     frame, first_rows = _frames([_codes(rows[name]) for name in KEYS], signals)
     columns = {name: rows[name].take(pa.array(first_rows)) for name in ("time_us", "vehicle", "campaign", "bus")}

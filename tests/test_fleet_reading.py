@@ -16,6 +16,7 @@ from edge.errors import InputError
 from fleet import table
 from fleet.decode import decode
 from fleet.generate import START_US, write
+from fleet.rows import TEXT
 from fleet.wide import wide
 
 DOCS = Path(__file__).resolve().parent.parent / "docs/fleet.md"
@@ -90,7 +91,7 @@ def test_wide_rows_hold_what_the_long_ones_do(frames: list[tuple[int, str, dict[
         for s, n in signals.items()
     ]
     schema = pa.schema(
-        [("time_us", pa.int64()), *((name, table.TEXT) for name in ("vehicle", "campaign", "bus", "signal", "label"))]
+        [("time_us", pa.int64()), *((name, TEXT) for name in ("vehicle", "campaign", "bus", "signal", "label"))]
     ).append(pa.field("value", pa.float64()))
     found = wide(pa.Table.from_pylist(rows, schema)).to_pylist()
     back = [

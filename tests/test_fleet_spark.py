@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from fleet import table
 from fleet.decode import decode
 from fleet.generate import write
+from fleet.rows import ORDER
 
 pytest.importorskip("pyspark")
 if not shutil.which("java"):
@@ -23,26 +23,15 @@ if not shutil.which("java"):
 
 from pyspark.sql import SparkSession
 
+from bench import fleet_spark
 from fleet import spark as on_spark
 
 pytestmark = pytest.mark.process
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[SparkSession]:
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    made = (
-        SparkSession.builder.master("local-cluster[2,1,1024]")
-        .appName("bordnetz")
-        .config("spark.ui.enabled", "false")
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.driver.host", "127.0.0.1")
-        .config("spark.executorEnv.PYTHONPATH", str(ROOT))
-        .config("spark.sql.shuffle.partitions", "6")
-        .config("spark.sql.session.timeZone", "UTC")
-        .getOrCreate()
-    )
+    made = fleet_spark.session()
     yield made
     made.stop()
 
@@ -59,12 +48,14 @@ def fleet(tmp_path_factory: Any) -> Path:
 def test_rows_are_those_of_the_single_machine_though_a_worker_is_killed_half_way(
     session: SparkSession, fleet: Path
 ) -> None:
-    found = on_spark.decode(session, [fleet / "made/messages"], fleet / "made/manifests")
+    problems: list[str] = []
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            on_spark.write(found.rows, fleet / "spark")
+            problems.extend(
+                on_spark.write(session, [fleet / "made/messages"], fleet / "made/manifests", fleet / "spark")
+            )
         except BaseException as error:
             failures.append(error)
 
@@ -80,9 +71,10 @@ def test_rows_are_those_of_the_single_machine_though_a_worker_is_killed_half_way
     assert not thread.is_alive()
     assert failures == []
     assert before[0] not in executors()
-    (problem,) = [row.problem for row in found.problems.collect()]
+    (problem,) = problems
     assert "notes.txt: is no file of messages by its name" in problem
     assert_same(table.read(fleet / "spark"), table.read(fleet / "table"))
+    assert sorted(path.name for path in (fleet / "spark").iterdir()) == [f"vehicle=vehicle-{n:05}" for n in range(4)]
 
 
 def test_a_stream_of_files_makes_the_table_of_one_run_whatever_order_they_come_in(
@@ -105,17 +97,22 @@ def assert_same(rows: pa.Table, wanted: pa.Table) -> None:
     assert rows.num_rows == wanted.num_rows > 0
     for name in wanted.column_names:
         assert rows[name].to_pylist() == wanted[name].to_pylist(), name
+    assert table.facts(rows) == table.facts(wanted)
 
 
-def test_a_manifest_that_is_missing_is_a_problem_of_its_records(
+def test_as_a_data_frame_the_rows_are_the_same_but_those_whose_manifest_is_missing(
     session: SparkSession, fleet: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "manifests").mkdir()
     shutil.copy(fleet / "made/manifests/0.manifest", tmp_path / "manifests")
+    decode([fleet / "made/messages"], tmp_path / "manifests", tmp_path / "table")
+    wanted = table.read(tmp_path / "table")
     found = on_spark.decode(session, [fleet / "made/messages"], tmp_path / "manifests")
     lines = [row.problem for row in found.problems.collect()]
     assert sum("needs decoder manifest" in line for line in lines) > 1000
-    assert found.rows.count() > 0
+    rows = found.rows.orderBy("vehicle", "campaign", "time_us", ORDER).toArrow()
+    for name in wanted.column_names:
+        assert rows[name].to_pylist() == [str(v) if name == "date" else v for v in wanted[name].to_pylist()], name
 
 
 def tasks_done(session: SparkSession) -> int:

@@ -29,6 +29,7 @@ from fleet import table
 from fleet.audit import Audit
 from fleet.decode import decode
 from fleet.log import decode_log
+from fleet.rows import natural as natural_of
 from simulator import deployment
 from simulator.demo import ROOT, VEHICLE_FOLDER, everything
 from simulator.device import EdgeDevice
@@ -269,7 +270,7 @@ def assert_equals_reference(rows: pa.Table, reference: Path, manifest: DecoderMa
     for time_us, bus, message, name, raw, value, label in zip(
         *rows.select([*SAMPLE, "value", "label"]).to_pydict().values(), strict=True
     ):
-        natural = table.natural(fields[bus, message, name], raw, value)
+        natural = natural_of(fields[bus, message, name], raw, value)
         found[time_us, bus, message, name, *natural, label or ""] += 1
     wanted: collections.Counter[tuple[Any, ...]] = collections.Counter()
     with gzip.open(reference, "rt") as lines:

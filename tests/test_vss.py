@@ -24,7 +24,7 @@ from edge.units import UNITS, conversion
 from edge.vss import add_vss
 from edge.vss_signal import VssSignal
 from edge.vss_tree import expand, read
-from fleet.table import SCHEMA
+from fleet.rows import SCHEMA
 from fleet.vss import by_path, evaluate, one_overlay
 from simulator.vehicle import databases
 from tests.reference.condition import SlowCondition
@@ -525,7 +525,7 @@ def test_a_manifest_without_paths_keeps_the_name_that_it_had() -> None:
 def test_a_table_by_path_has_the_values_of_the_slow_twin(data: Any) -> None:
     from cy_core.columns import Columns
     from edge.decoder import Decoder
-    from fleet.table import from_columns
+    from fleet.rows import from_columns
     from tests.strategies import batch
 
     manifest = data.draw(with_vss())
