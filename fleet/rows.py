@@ -126,7 +126,7 @@ class TableMaker:
 
     def table_of(self, parts: Sequence[Samples]) -> pa.Table:
         """All of them with the columns of SCHEMA and ORDER. Once for many is much cheaper than for each."""
-        whole = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        whole = parts[0] if len(parts) == 1 else Samples(*map(np.concatenate, zip(*parts, strict=True)))
         numbers = whole.order >> 32
         return pa.table(
             [
