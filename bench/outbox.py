@@ -151,7 +151,7 @@ def _measure(place: Path, written: Callable[[], Written], run: Callable[[Path], 
 
 
 def _outbox_run(place: Path, size: int, count: int) -> None:
-    """Stored as the collector does, acknowledged in messages of 128 KB as the uplink does."""
+    """Stored as the collector does, acknowledged in messages of 128 KB as the uplink does without a backlog."""
     with Outbox(place, 256 << 20) as outbox:
         for _ in range(PAYLOAD_BYTES // (size * count)):
             outbox.append([NewRecord(5, "drive", bytes(32), os.urandom(size)) for _ in range(count)])

@@ -315,6 +315,25 @@ async def test_records_that_arrive_later_from_the_other_process_are_noticed(outb
     assert cloud.sequences == [1, 2, 3, 4, 5]
 
 
+async def test_what_has_arrived_is_forgotten_soon_even_if_the_rest_of_the_window_gets_no_answer(
+    outbox, collector, executor
+):
+    cloud, gate = FakeCloud(), asyncio.Event()
+
+    async def answer_the_first_ten(envelope: Envelope) -> None:
+        if envelope.records[0].sequence > 10:
+            await gate.wait()
+
+    cloud.answer = answer_the_first_ten
+    collector.append([new(3000) for _ in range(40)])
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: collector.stats().records == 30)
+        assert cloud.in_flight == 16
+        gate.set()
+        await until_empty(cloud, collector)
+    assert cloud.sequences == list(range(1, 41))
+
+
 async def test_finish_waits_for_what_is_in_flight_and_acknowledges_it(outbox, collector, executor):
     cloud, gate = FakeCloud(), asyncio.Event()
     cloud.answer = lambda envelope: gate.wait()
