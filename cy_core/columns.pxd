@@ -34,4 +34,5 @@ cdef class Columns:
     cdef Py_ssize_t allocate(self, Py_ssize_t size) except -1 nogil
     cdef group_t* add_group(self) except NULL nogil
     cdef int reserve(self, Py_ssize_t size) except -1 nogil
+    cdef int make_room(self, Py_ssize_t groups, Py_ssize_t columns, Py_ssize_t size) except -1 nogil
     cdef column_t* add_columns(self, Py_ssize_t count) except NULL nogil
