@@ -11,6 +11,8 @@ cdef struct group_t:            # rows of one message that hold the same signals
 
 
 cdef extern from "column_kernels.h":
+    enum:
+        AT_LEAST                # rows that a kernel handles: it reaches so far behind the last one
     ctypedef struct column_t:
         uint64_t offset
         uint32_t signal
