@@ -20,19 +20,19 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
     columns = Columns(decoder.plan)
     known = load.known
     count = len(known)
-    records = known.to_bytes()[0]
+    records, slots = known.to_bytes()
 
     def whole() -> object:
         return decoder.decode_batch(known, columns)
 
-    library = generated_c.build(load.databases, folder / "generated")
-    unpacked = library.decode(records, count)
-    own, peer, ratio = pairs(whole, lambda: library.decode(records, count), 15, 50, 50)
+    databases = {bus: _database(paths) for bus, paths in load.databases.items()}
+    library = generated_c.build([database.messages for database in databases.values()], folder / "generated")
+    unpacked = library.decode(records, slots, count)
+    own, peer, ratio = pairs(whole, lambda: library.decode(records, slots, count), 15, 50, 50)
     yield _figure(
         "decode, whole log in one buffer", own, count, "generated C -O3, into structs", peer, unpacked, ratio, 3
     )
 
-    databases = {bus: _database(paths) for bus, paths in load.databases.items()}
     some = known.slice(0, SLOW_FRAMES)
     listed = [(databases[load.manifest.buses[bus]], can_id & 0x1FFFFFFF, data) for _, bus, can_id, _, data in some]
 

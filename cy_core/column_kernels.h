@@ -40,14 +40,63 @@ typedef struct {         /* values of one signal in one group */
     uint8_t is_constant; /* one value stands for all rows */
 } column_t;
 
+/* Sixty-four rows at a time as a loop that the compiler makes the widest vectors of; the rest, often all there is,
+ * eight at a time, the last of them reading and writing behind the rows: that costs less than to count them out. */
+enum { TOGETHER = 64, AT_LEAST = 8 };
+
+typedef uint64_t u64x2_t __attribute__((vector_size(16)));
+typedef uint64_t unaligned_t __attribute__((vector_size(16), aligned(8)));
+typedef uint32_t u32x4_t __attribute__((vector_size(16)));
+typedef uint16_t u16x8_t __attribute__((vector_size(16)));
+typedef uint8_t u8x16_t __attribute__((vector_size(16)));
+
+/* Every second lane of two vectors, which on a little-endian processor are the lower halves of lanes twice as wide. */
+#ifdef __clang__
+#define EVEN(TYPE, a, b, ...) __builtin_shufflevector((TYPE)(a), (TYPE)(b), __VA_ARGS__)
+#else
+#define EVEN(TYPE, a, b, ...) __builtin_shuffle((TYPE)(a), (TYPE)(b), (TYPE){__VA_ARGS__})
+#endif
+#define EVEN_32(a, b) EVEN(u32x4_t, a, b, 0, 2, 4, 6)
+#define EVEN_16(a, b) EVEN(u16x8_t, a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define EVEN_8(a, b) EVEN(u8x16_t, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+
+/* Eight values, narrowed to bytes of width, which only changes what is stored. */
+static inline __attribute__((always_inline)) void decode_eight(const uint64_t *payloads, int left, int right,
+                                                               uint64_t sign, int width, uint8_t *to) {
+    u64x2_t x[4];
+    for (int i = 0; i < 4; i++) {
+        x[i] = (*(const unaligned_t *)(payloads + 2 * i) << left) >> right;
+        if (sign) x[i] = (x[i] ^ sign) - sign;
+    }
+    if (width == 8) {
+        __builtin_memcpy(to, x, 64);
+        return;
+    }
+    u32x4_t four[2] = {EVEN_32(x[0], x[1]), EVEN_32(x[2], x[3])};
+    if (width == 4) {
+        __builtin_memcpy(to, four, 32);
+        return;
+    }
+    u16x8_t two = EVEN_16(four[0], four[1]);
+    if (width == 2) {
+        __builtin_memcpy(to, &two, 16);
+        return;
+    }
+    u8x16_t one = EVEN_8(two, two);
+    __builtin_memcpy(to, &one, 8);
+}
+
 #define DECODE(TYPE)                                                                                \
     {                                                                                               \
         TYPE *restrict to = (TYPE *)out, s = (TYPE)signal->sign;                                    \
+        size_t many = count & ~(size_t)(TOGETHER - 1);                                              \
         if (s)                                                                                      \
-            for (size_t i = 0; i < count; i++)                                                      \
+            for (size_t i = 0; i < many; i++)                                                       \
                 to[i] = (TYPE)(((TYPE)((payloads[i] << left) >> right) ^ s) - s);                   \
         else                                                                                        \
-            for (size_t i = 0; i < count; i++) to[i] = (TYPE)((payloads[i] << left) >> right);      \
+            for (size_t i = 0; i < many; i++) to[i] = (TYPE)((payloads[i] << left) >> right);       \
+        for (size_t i = many; i < count; i += AT_LEAST)                                             \
+            decode_eight(payloads + i, left, right, signal->sign, sizeof(TYPE), (uint8_t *)(to + i)); \
     }
 
 static inline __attribute__((always_inline)) void decode_column(const signal_t *signal,
@@ -60,15 +109,35 @@ static inline __attribute__((always_inline)) void decode_column(const signal_t *
     else DECODE(uint64_t)
 }
 
-/* Decode the columns of one source; payloads are that, as numbers of 64 bits, and changed has their bits that are not all the
- * same. Returns the arena's new end; there is room for 8 bytes more than each column's values. */
-FOR_EACH_CPU static size_t decode_columns(const signal_t *signals, column_t *columns, size_t column_count,
-                                          int source, const uint64_t *payloads, size_t count,
-                                          uint64_t changed, uint8_t *arena, size_t end) {
+#undef DECODE
+
+/* Swap the bytes of all payloads if asked to; return the bits that are not the same in all of them. */
+static inline __attribute__((always_inline)) uint64_t changed_bits(uint64_t *payloads, size_t count, int swap) {
+    uint64_t changed = 0, first = payloads[0];
+    if (!swap) {
+        for (size_t i = 0; i < count; i++) changed |= payloads[i] ^ first;
+        return changed;
+    }
+    for (size_t i = 0; i < count; i++) {
+        changed |= payloads[i] ^ first;
+        payloads[i] = __builtin_bswap64(payloads[i]);
+    }
+    return __builtin_bswap64(changed);
+}
+
+/* Decode the columns of one source out of payloads, which are little-endian numbers and stay swapped if source is BIG;
+ * places are the signals, one a column. Returns the arena's new end. AT_LEAST - 1 rows behind the last are read, and as
+ * many values behind the arena's end written over. */
+FOR_EACH_CPU static size_t decode_columns(const signal_t *signals, const uint32_t *places, column_t *columns,
+                                          size_t column_count, int source, uint64_t *payloads, size_t count,
+                                          uint8_t *arena, size_t end) {
+    uint64_t changed = changed_bits(payloads, count, source == BIG);
     for (size_t i = 0; i < column_count; i++) {
         column_t *column = &columns[i];
-        const signal_t *signal = &signals[column->signal];
+        const signal_t *signal = &signals[places[i]];
         if (signal->source != source) continue;
+        column->signal = places[i];
+        column->width = signal->width;
         column->is_constant = (changed << signal->left) >> signal->right == 0;
         column->offset = end;
         if (column->is_constant) {
@@ -84,21 +153,17 @@ FOR_EACH_CPU static size_t decode_columns(const signal_t *signals, column_t *col
     return end;
 }
 
-/* Swap the bytes of all payloads if asked to; return the bits that are not the same in all of them. */
-FOR_EACH_CPU static uint64_t changed_bits(uint64_t *payloads, size_t count, int swap) {
-    uint64_t changed = 0, first = payloads[0];
-    if (!swap) {
-        for (size_t i = 0; i < count; i++) changed |= payloads[i] ^ first;
-        return changed;
+/* Copy words of a long payload into a row, and note the bits that are not as in the first. */
+static inline void load_row(uint64_t *restrict row, const uint8_t *restrict payload, const uint8_t *restrict first,
+                            uint64_t *restrict changed, size_t words) {
+    for (size_t i = 0; i < words; i++) {
+        uint64_t word, other;
+        __builtin_memcpy(&word, payload + 8 * i, 8);
+        __builtin_memcpy(&other, first + 8 * i, 8);
+        row[i] = word;
+        changed[i] |= word ^ other;
     }
-    for (size_t i = 0; i < count; i++) {
-        changed |= payloads[i] ^ first;
-        payloads[i] = __builtin_bswap64(payloads[i]);
-    }
-    return __builtin_bswap64(changed);
 }
-
-#undef DECODE
 
 /* Decode one column of long payloads: rows of stride bytes, readable for 16 bytes behind the field's first. Eight bytes
  * are loaded at its first byte; the bits that spill into a ninth are added where there are any. */

@@ -11,6 +11,8 @@ cdef struct group_t:            # rows of one message that hold the same signals
 
 
 cdef extern from "column_kernels.h":
+    enum:
+        AT_LEAST                # rows that a kernel handles: it reaches so far behind the last one
     ctypedef struct column_t:
         uint64_t offset
         uint32_t signal
@@ -34,4 +36,5 @@ cdef class Columns:
     cdef Py_ssize_t allocate(self, Py_ssize_t size) except -1 nogil
     cdef group_t* add_group(self) except NULL nogil
     cdef int reserve(self, Py_ssize_t size) except -1 nogil
+    cdef int make_room(self, Py_ssize_t groups, Py_ssize_t columns, Py_ssize_t size) except -1 nogil
     cdef column_t* add_columns(self, Py_ssize_t count) except NULL nogil

@@ -116,30 +116,34 @@ cdef class Columns:
             self.arena, self.arena_capacity = <uint8_t*>grown, capacity
         return 0
 
-    cdef group_t* add_group(self) except NULL nogil:
+    cdef int make_room(self, Py_ssize_t groups, Py_ssize_t columns, Py_ssize_t size) except -1 nogil:
+        """Room for so many more groups and columns, and bytes of values."""
         cdef Py_ssize_t capacity
         cdef void* grown
-        if self.group_count == self.group_capacity:
-            capacity = max(64, 2 * self.group_capacity)
+        if self.group_count + groups > self.group_capacity:
+            capacity = max(64, 2 * self.group_capacity, self.group_count + groups)
             grown = realloc(self.group_rows, capacity * sizeof(group_t))
             if grown == NULL:
                 with gil:
                     raise MemoryError(f"no memory for {capacity} groups")
             self.group_rows, self.group_capacity = <group_t*>grown, capacity
-        self.group_count += 1
-        return &self.group_rows[self.group_count - 1]
-
-    cdef column_t* add_columns(self, Py_ssize_t count) except NULL nogil:
-        """The first of count fresh columns."""
-        cdef Py_ssize_t capacity
-        cdef void* grown
-        if self.column_count + count > self.column_capacity:
-            capacity = max(256, 2 * self.column_capacity, self.column_count + count)
+        if self.column_count + columns > self.column_capacity:
+            capacity = max(256, 2 * self.column_capacity, self.column_count + columns)
             grown = realloc(self.column_rows, capacity * sizeof(column_t))
             if grown == NULL:
                 with gil:
                     raise MemoryError(f"no memory for {capacity} columns")
             self.column_rows, self.column_capacity = <column_t*>grown, capacity
+        return self.reserve(size)
+
+    cdef group_t* add_group(self) except NULL nogil:
+        self.make_room(1, 0, 0)
+        self.group_count += 1
+        return &self.group_rows[self.group_count - 1]
+
+    cdef column_t* add_columns(self, Py_ssize_t count) except NULL nogil:
+        """The first of count fresh columns."""
+        self.make_room(0, count, 0)
         self.column_count += count
         return &self.column_rows[self.column_count - count]
 

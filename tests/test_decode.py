@@ -186,3 +186,15 @@ def test_a_64_bit_integer_stays_exact() -> None:
     signal = Signal("A", 0, 64, factor=3, offset=-1)
     decoder = Decoder(DecoderManifest(("can0",), (Message("can0", 1, "M", 8, signals=(signal,)),)))
     assert decoder.decode("can0", 1, bytes([255] * 8)) == {"M.A": 3 * (2**64 - 1) - 1}
+
+
+def test_more_sets_of_signals_than_are_remembered_decode_all_the_same() -> None:
+    switches = tuple(Signal(f"SWITCH_{n}", n, 1) for n in range(13))
+    switched = tuple(Signal(f"VALUE_{n}", 16 + n, 9, selector=n, selected_by=((1, 1),)) for n in range(13))
+    manifest = DecoderManifest(("can0",), (Message("can0", 1, "M", 8, signals=switches + switched),))
+    frames = [(n, 0, 1, 0, (n * 0x9E3779B9 << 16 | n).to_bytes(8, "little")) for n in range(4_500)]
+    decoder = Decoder(manifest)
+    columns = Columns(decoder.plan)
+    for part in (frames, frames[:50], frames[-50:]):
+        assert samples(decoder.decode_batch(strategies.batch(part), columns), manifest) == expected(part, manifest)
+        assert len(list(columns.groups())) == len(part)
