@@ -7,8 +7,8 @@
     checksum    bytes that follow from the others
     order       who is next on the bus, and how long after
     lines       times within a tolerance
-    values      a value and what is coded for it
-    raw         frames <-> a block's inside        signals     columns <-> a block's inside
+    streams     what frames are, and the way of their payloads        raw        frames <-> a block's inside
+    groups      what columns are        values, turns, ticks          signals    columns <-> a block's inside
 
 Every model is one function that runs in both directions: it is given the value when it writes, and returns the value
 when it reads, so that the two cannot disagree. Integers only: every machine makes the same bytes.

@@ -15,6 +15,7 @@ from cy_core.codec.models cimport line, mix, models_t
 from cy_core.codec.number cimport code_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, line_up_t, take_turn
 from cy_core.codec.streams cimport HEAD, MOST_BUSES, MOST_STREAMS, NEW, TIE, Streams, stream_t
+from cy_core.codec.ticks cimport common_divisor, round_to
 from cy_core.frames cimport Frames
 from cy_core.structs cimport FD_FRAME, PAYLOAD_SLOT, frame_t
 
@@ -122,7 +123,7 @@ cdef class RawCodec(Streams):
                 raise ValueError(f"frame {i}: bus {records[i].bus} has no name")
             if not -TIME_MAX // 2 < records[i].time_us < TIME_MAX // 2:
                 raise ValueError(f"frame {i}: a time of {records[i].time_us} us")
-            work[i].time = _round(records[i].time_us, tick_us)
+            work[i].time = round_to(records[i].time_us, tick_us)
         base, self.unit = work[0].time, _unit(work, count)
         one_line = False
         for i in range(1, count):
@@ -356,22 +357,10 @@ cdef class RawCodec(Streams):
         return added
 
 
-cdef int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
-    """To the nearest multiple; up from the middle."""
-    cdef int64_t rest = time_us % tick_us
-    if rest < 0:
-        rest += tick_us
-    return time_us - rest + (tick_us if 2 * rest >= tick_us else 0)
-
-
 cdef int64_t _unit(const work_t* work, uint32_t count) noexcept nogil:
     """The greatest common divisor of all differences."""
-    cdef int64_t unit = 0, other, rest
+    cdef int64_t unit = 0
     cdef uint32_t i
     for i in range(1, count):
-        other = work[i].time - work[i - 1].time
-        other = other if other >= 0 else -other
-        while other:
-            rest = unit % other
-            unit, other = other, rest
+        unit = common_divisor(unit, work[i].time - work[i - 1].time)
     return unit if 0 < unit < 1LL << 40 else 1
