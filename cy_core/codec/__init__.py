@@ -1,6 +1,7 @@
 """The block codec: adaptive, context-modelled binary range coding over fields. docs/formats/block.md has every byte.
 
     coder       bits with probabilities <-> bytes
+    mixer       one probability from two contexts
     models      a probability for each context that ever occurred, fresh or from a trained table
     number      residuals and first values, bit by bit, in their contexts
     payload     a row of fields, predicted from the rows before it

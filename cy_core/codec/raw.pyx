@@ -62,10 +62,12 @@ cdef class RawCodec(Streams):
     def __dealloc__(self):
         free(self.queues)
 
-    def encode(self, Frames frames not None, names, uint32_t tick_us=1, Py_ssize_t start=0, Py_ssize_t end=-1):
+    def encode(
+        self, Frames frames not None, names, uint32_t tick_us=1, Py_ssize_t start=0, Py_ssize_t end=-1, *, int version=2
+    ):
         """The inside of a block with the frames start..end-1; names: of the buses, by number.
 
-        Times are rounded to multiples of tick_us. Raises ValueError: none or too many frames, a bus without a name,
+        Times are rounded to multiples of tick_us. version: of the block, 2, or 3 with second contexts. Raises ValueError: none or too many frames, a bus without a name,
         a time that is over 570 years from 1970.
         """
         cdef coder_t coder
@@ -85,6 +87,7 @@ cdef class RawCodec(Streams):
             free(memory)
             raise MemoryError("no memory for a block")
         begin_writing(&coder, memory, 4096)
+        self.models.data.mixes = version > 2
         try:
             self._encode(&coder, frames.records + start, frames.payloads, end - start, tuple(names), tick_us, work)
             size = finish(&coder)
@@ -95,11 +98,12 @@ cdef class RawCodec(Streams):
             free(work)
             free(coder.start)
 
-    def decode(self, const uint8_t[::1] content not None, Frames into not None):
-        """Append the frames of a block's inside; return the names of its buses. Raises ValueError: it is none."""
+    def decode(self, const uint8_t[::1] content not None, Frames into not None, *, int version=2):
+        """Append the frames of the inside of a block of that version; return the names of its buses. Raises ValueError: it is none."""
         cdef coder_t coder
         cdef Py_ssize_t before = into.count, slots = into.slot_count
         begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
+        self.models.data.mixes = version > 2
         try:
             names = self._decode(&coder, into)
             if coder.failed or coder.at != coder.end:
