@@ -46,7 +46,8 @@ crash crash-long: $(READY)
 offline-month: $(READY)
 	$(BIN)/python -m tests.offline_month
 
-# The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer. SANITIZE_DATA=<folder>: on recordings too, which
+# takes some minutes more.
 sanitize: packages $(READY)
 	$(SANITIZED)
 	$(BIN)/python -m tests.fuzz.sanitized -n 2 $(addprefix tests/test_,$(addsuffix .py,$(KERNEL_TESTS)))

@@ -4,6 +4,7 @@
 
     version 1, coding 1     size of the content | columns as differences, under zstd: the fallback and the reference
     version 2, coding 1     name of the model table | frames, bit for bit, by cy_core/codec
+    version 3, coding 1     the same with second contexts: smaller, and slower
     version 2, coding 2     name of the model table | signals, by cy_core/codec
 
 docs/formats/block.md gives every byte. Blocks of every version ever released stay readable.
@@ -25,6 +26,7 @@ HEAD = struct.Struct("<2sBBI")
 MAGIC = b"BN"
 COLUMNS = (1, 1)  # version and coding
 FRAMES = (2, 1)
+MIXED_FRAMES = (3, 1)
 SIGNALS = (2, 2)
 # A block is some ten thousand frames; nothing honest comes near this.
 CONTENT_MAX_BYTES = 64 << 20
@@ -95,30 +97,40 @@ def fit(encode: Callable[[int], bytes], count: int, limit_bytes: int) -> tuple[i
 
 
 def encode_frames(
-    frames: Frames, buses: Sequence[str], table: Table, tick_us: int = 1, start: int = 0, end: int = -1
+    frames: Frames,
+    buses: Sequence[str],
+    table: Table,
+    tick_us: int = 1,
+    start: int = 0,
+    end: int = -1,
+    *,
+    mixed: bool = False,
 ) -> bytes:
     """A block of the frames start..end-1, times rounded to multiples of tick_us.
 
-    buses: names by number. Raises ValueError: no frames, too many (FRAMES_MAX), or a bus without a name.
+    buses: names by number. mixed: 4 to 20 % smaller, for over half as much time again. Raises ValueError: no frames,
+    too many (FRAMES_MAX), or a bus without a name.
     """
-    content = table.codec.encode(frames, buses, tick_us, start, end)
-    return _seal(FRAMES, table.name + content)
+    form = MIXED_FRAMES if mixed else FRAMES
+    content = table.codec.encode(frames, buses, tick_us, start, end, version=form[0])
+    return _seal(form, table.name + content)
 
 
 def decode_frames(block: bytes, into: Frames, tables: Tables | None = None) -> tuple[str, ...]:
     """Append the frames of a block; the names of their buses. Raises BlockCorrupt, TableMissing."""
-    if _open(block) != FRAMES:
+    form = _open(block)
+    if form not in (FRAMES, MIXED_FRAMES):
         raise BlockCorrupt("the block holds no frames")
     table, content = _content(block, tables)
     try:
-        return table.codec.decode(content, into)
+        return table.codec.decode(content, into, version=form[0])
     except ValueError as error:
         raise BlockCorrupt(f"the block does not decode: {error}") from error
 
 
 def holds_frames(block: bytes) -> bool:
     """Frames or signals? Raises BlockCorrupt."""
-    return _open(block) == FRAMES
+    return _open(block) in (FRAMES, MIXED_FRAMES)
 
 
 # -- signals -------------------------------------------------------------------------------------------------
@@ -243,7 +255,7 @@ def _open(block: bytes) -> tuple[int, int]:
     if len(block) < HEAD.size:
         raise BlockCorrupt(f"a block of {len(block)} bytes has no header")
     magic, version, coding, crc = HEAD.unpack_from(block)
-    if magic != MAGIC or (version, coding) not in (COLUMNS, FRAMES, SIGNALS):
+    if magic != MAGIC or (version, coding) not in (COLUMNS, FRAMES, MIXED_FRAMES, SIGNALS):
         raise BlockCorrupt(f"not a block of a known format: starts with {block[:4].hex()}")
     if crc32c(memoryview(block)[HEAD.size :]) != crc:
         raise BlockCorrupt("the block does not match its checksum")

@@ -178,7 +178,8 @@ def decode(log: Path, manifest: Path, out: Path, vss: bool) -> None:
 @click.option("--batch-seconds", type=click.FloatRange(0.01, 3600), default=10, show_default=True, help="Of a block.")
 @click.option("--resolution-us", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Of the times.")
 @click.option("--table", type=FILE, help="Model table (see `bordnetz train`); unpacking needs it too.")
-def pack(log: Path, out: Path, batch_seconds: float, resolution_us: int, table: Path | None) -> None:
+@click.option("--mixed", is_flag=True, help="Smaller by 4 to 20 %, in over half as much time again.")
+def pack(log: Path, out: Path, batch_seconds: float, resolution_us: int, table: Path | None, mixed: bool) -> None:
     """A recording to blocks: every frame, bit for bit, with order, flags and time."""
     from edge import pack as packing
     from edge import table as tables
@@ -186,7 +187,7 @@ def pack(log: Path, out: Path, batch_seconds: float, resolution_us: int, table: 
     _make_folder(out)
     known = tables.load(table) if table else tables.Table()
     with Progress("packing", max(1, log.stat().st_size if log.exists() else 1)) as progress:
-        result = packing.pack(log, out, known, batch_seconds, resolution_us, progress.to)
+        result = packing.pack(log, out, known, batch_seconds, resolution_us, progress.to, mixed=mixed)
     each = f", {result.bytes / result.frames:.2f} bytes a frame" if result.frames else ""
     _report(out, f"{result.frames:,} frames in {result.blocks:,} blocks, {result.bytes:,} bytes{each}", result.problems)
 

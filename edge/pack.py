@@ -30,10 +30,18 @@ class Result(NamedTuple):
 
 
 def pack(
-    log: Path, out: Path, table: Table, batch_seconds: float, tick_us: int, to: Callable[[float], None] = lambda n: None
+    log: Path,
+    out: Path,
+    table: Table,
+    batch_seconds: float,
+    tick_us: int,
+    to: Callable[[float], None] = lambda n: None,
+    *,
+    mixed: bool = False,
 ) -> Result:
     """Write a recording as blocks of batch_seconds; to is told how many bytes of the recording are read.
 
+    mixed: as in edge/block.py.
     Raises InputError: the recording is none, or the file cannot be written.
     """
     reader = logs.open_log(log)
@@ -47,7 +55,7 @@ def pack(
                 if more and len(parts) > 1:
                     parts.pop()  # it goes on
                 for start, end in parts:
-                    made = block.encode_frames(frames, reader.buses, table, tick_us, start, end)
+                    made = block.encode_frames(frames, reader.buses, table, tick_us, start, end, mixed=mixed)
                     file.write(SIZE.pack(len(made)) + made)
                 done = parts[-1][1] if parts else 0
                 frames = frames.slice(done, len(frames))

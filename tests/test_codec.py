@@ -24,6 +24,7 @@ from tests.reference import codec_twin
 DATA = Path(os.environ.get("BORDNETZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EXTENDED, REMOTE, ERROR = 0x80000000, 0x40000000, 0x20000000
 BUSES = ("can0", "vcan1", "straße")
+VERSIONS = (2, 3)  # of blocks of frames
 
 
 def recording(name: str) -> tuple[Frames, tuple[str, ...]]:
@@ -41,11 +42,13 @@ def halves(name: str) -> tuple[Frames, Frames, tuple[str, ...]]:
     return frames.slice(0, middle), frames.slice(middle, len(frames)), buses
 
 
-def packed_size(frames: Frames, buses: tuple[str, ...], table: Table, seconds: float, tick_us: int = 1) -> float:
+def packed_size(
+    frames: Frames, buses: tuple[str, ...], table: Table, seconds: float, tick_us: int = 1, mixed: bool = False
+) -> float:
     """Bytes a frame, with all headers; the blocks are read back and compared."""
     size = 0
     for start, end in pack.cut(frames, seconds):
-        made = block.encode_frames(frames, buses, table, tick_us, start, end)
+        made = block.encode_frames(frames, buses, table, tick_us, start, end, mixed=mixed)
         size += len(made)
         again = Frames()
         assert block.decode_frames(made, again, block.Tables([table])) == buses
@@ -105,14 +108,14 @@ TRIAL_TABLE = Table(
 
 
 @settings(max_examples=150)
-@given(traffic(), st.sampled_from([None, TRIAL_TABLE]))
-def test_frames_come_back_bit_for_bit(frames: Frames, table: Table | None) -> None:
+@given(traffic(), st.sampled_from([None, TRIAL_TABLE]), st.sampled_from(VERSIONS))
+def test_frames_come_back_bit_for_bit(frames: Frames, table: Table | None, version: int) -> None:
     codec = RawCodec() if table is None else table.codec
-    content = codec.encode(frames, BUSES)
+    content = codec.encode(frames, BUSES, version=version)
     # A reader is another process: nothing that the writer left behind may help it.
     for reader in (RawCodec() if table is None else Table(table.streams, table.contexts).codec, codec):
         again = Frames()
-        assert reader.decode(content, again) == BUSES
+        assert reader.decode(content, again, version=version) == BUSES
         assert again.to_bytes() == frames.to_bytes()
 
 
@@ -138,16 +141,16 @@ def trained() -> Table:
             frames.append(
                 1000 * i, bus, stream.can_id, (i * 0x01030507090B0D0F).to_bytes(16, "little")[: stream.length]
             )
-    codec.encode(frames, BUSES)
+    codec.encode(frames, BUSES, version=3)
     return Table(tuple(known), codec.models.dump())
 
 
 @settings(max_examples=60, deadline=None)
-@given(traffic(), st.booleans())
-def test_the_slow_twin_reads_the_same_frames(frames: Frames, is_trained: bool) -> None:
+@given(traffic(), st.booleans(), st.sampled_from(VERSIONS))
+def test_the_slow_twin_reads_the_same_frames(frames: Frames, is_trained: bool, version: int) -> None:
     table = trained() if is_trained else Table()
     codec = RawCodec(table.streams, table.contexts)
-    twin = codec_twin.Reader(codec.encode(frames, BUSES), table.streams, table.contexts)
+    twin = codec_twin.Reader(codec.encode(frames, BUSES, version=version), table.streams, table.contexts, version)
     assert twin.frames() == list(frames)
     assert [name.decode() for name in twin.names] == list(BUSES)
 
@@ -213,15 +216,22 @@ def test_training_finds_checksums_fields_and_selectors() -> None:
 def test_a_trained_table_makes_another_drive_of_the_same_car_smaller(tmp_path: Path) -> None:
     table = train.train([drive(tmp_path, 10, 1)])
     frames, buses = drive(tmp_path, 5, 2)
-    assert packed_size(frames, buses, table, 1) < 0.75 * packed_size(frames, buses, Table(), 1)
+    for mixed in (False, True):
+        cold = packed_size(frames, buses, Table(), 1, mixed=mixed)
+        assert packed_size(frames, buses, table, 1, mixed=mixed) < 0.75 * cold
 
 
-def test_golden_blocks_of_version_2_are_still_read_and_still_made() -> None:
-    stored = (golden.FOLDER / "frames-2.block").read_bytes()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_golden_blocks_of_frames_of_every_version_are_read_and_made_the_same(version: int) -> None:
+    stored = (golden.FOLDER / f"frames-{version}.block").read_bytes()
     frames = Frames()
     assert block.decode_frames(stored, frames) == golden.manifest().buses
+    assert block.holds_frames(stored)
     assert frames.to_bytes() == golden.frames().to_bytes()
-    assert block.encode_frames(frames, golden.manifest().buses, Table()) == stored
+    assert block.encode_frames(frames, golden.manifest().buses, Table(), mixed=version == 3) == stored
+
+
+def test_golden_blocks_of_signals_are_still_read_and_still_made() -> None:
     stored = (golden.FOLDER / "signals-2.block").read_bytes()
     columns = golden.columns()
     again = block.decode(stored, columns.plan)
@@ -291,28 +301,28 @@ def test_any_flipped_or_cut_byte_of_a_block_is_a_clean_error(tmp_path: Path) -> 
 
 
 @settings(max_examples=200)
-@given(st.data())
-def test_bytes_that_pass_the_checksum_decode_or_are_refused(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from(VERSIONS))
+def test_bytes_that_pass_the_checksum_decode_or_are_refused(data: st.DataObject, version: int) -> None:
     frames = data.draw(traffic())
     codec = data.draw(st.sampled_from([RawCodec(), TRIAL_TABLE.codec]))
-    content = bytearray(codec.encode(frames, BUSES))
+    content = bytearray(codec.encode(frames, BUSES, version=version))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.integers(0, len(content)))] + data.draw(st.binary(max_size=20))
     into = Frames()
     try:
-        codec.decode(bytes(content), into)
+        codec.decode(bytes(content), into, version=version)
     except ValueError:
         assert len(into) == 0
     assert len(into) <= FRAMES_MAX
 
 
 @settings(max_examples=200)
-@given(st.binary(max_size=300))
-def test_foreign_bytes_decode_or_are_refused(content: bytes) -> None:
+@given(st.binary(max_size=300), st.sampled_from(VERSIONS))
+def test_foreign_bytes_decode_or_are_refused(content: bytes, version: int) -> None:
     into = Frames()
     try:
-        RawCodec().decode(content, into)
+        RawCodec().decode(content, into, version=version)
     except ValueError:
         assert len(into) == 0
 
@@ -375,7 +385,9 @@ def test_blocks_of_a_second_half_are_small_with_the_table_of_the_first(
         table = train.train([(first, buses)], tick_us)
         for (seconds, tick), limit in limits.items():
             if tick == tick_us:
-                assert packed_size(second, buses, table, seconds, tick_us) <= limit
+                plain = packed_size(second, buses, table, seconds, tick_us)
+                assert plain <= limit
+                assert packed_size(second, buses, table, seconds, tick_us, mixed=True) < 0.97 * plain
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*/*.log.gz")), ids=lambda path: path.name)

@@ -95,26 +95,7 @@ cdef inline void _shift(coder_t* coder) noexcept nogil:
         coder.high = coder.high << 8 | 0xFF
 
 
-cdef inline bint code_bit(coder_t* coder, probability_t* probability, bint bit) noexcept nogil:
-    """Write bit, or read and return it; the probability learns."""
-    cdef uint32_t state = probability[0], count = state & COUNT_MASK, p = state >> 16
-    cdef uint32_t middle = coder.low + <uint32_t>((<uint64_t>(coder.high - coder.low) * (p + (p == 0))) >> 16)
-    cdef int64_t moved = state >> 10
-    if coder.reading:
-        bit = coder.code <= middle
-    if bit:
-        coder.high = middle
-        moved += ((0x3FFFFF - moved) * RATES[count]) >> 16
-    else:
-        coder.low = middle + 1
-        moved -= (moved * RATES[count]) >> 16
-    probability[0] = <uint32_t>moved << 10 | (count + (count < COUNT_MAX))
-    _shift(coder)
-    return bit
-
-
 cdef inline void learn_bit(probability_t* probability, bint bit) noexcept nogil:
-    """What code_bit() does to a probability, without a coder."""
     cdef uint32_t state = probability[0], count = state & COUNT_MASK
     cdef int64_t moved = state >> 10
     if bit:
@@ -122,6 +103,27 @@ cdef inline void learn_bit(probability_t* probability, bint bit) noexcept nogil:
     else:
         moved -= (moved * RATES[count]) >> 16
     probability[0] = <uint32_t>moved << 10 | (count + (count < COUNT_MAX))
+
+
+cdef inline bint code_as(coder_t* coder, uint32_t p, bint bit) noexcept nogil:
+    """Write bit, or read and return it; p: of a 1, in 2^-16, not 0."""
+    cdef uint32_t middle = coder.low + <uint32_t>((<uint64_t>(coder.high - coder.low) * p) >> 16)
+    if coder.reading:
+        bit = coder.code <= middle
+    if bit:
+        coder.high = middle
+    else:
+        coder.low = middle + 1
+    _shift(coder)
+    return bit
+
+
+cdef inline bint code_bit(coder_t* coder, probability_t* probability, bint bit) noexcept nogil:
+    """Write bit, or read and return it; the probability learns."""
+    cdef uint32_t p = probability[0] >> 16
+    bit = code_as(coder, p + (p == 0), bit)
+    learn_bit(probability, bit)
+    return bit
 
 
 cdef inline uint64_t code_plain(coder_t* coder, uint64_t value, int bits) noexcept nogil:

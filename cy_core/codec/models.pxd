@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from cy_core.codec.coder cimport EVEN, probability_t
+from cy_core.codec.mixer cimport mixer_t
 
 cdef enum:
     LINE = 16                   # probabilities: the fifteen of a tree of four bits, or what a number needs
@@ -22,6 +23,8 @@ cdef struct models_t:
     uint32_t* trained_keys
     const probability_t* trained_lines
     uint32_t trained_mask
+    bint mixes                  # blocks of version 3: some decisions have a second context
+    mixer_t mixer
 
 
 cdef inline uint32_t mix(uint32_t key, uint32_t part) noexcept nogil:

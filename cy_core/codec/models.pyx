@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from cy_core.codec.coder cimport COUNT_MASK, probability_t
+from cy_core.codec.mixer cimport begin_mixer
 
 cdef enum:
     ROW_BYTES = 52              # key, then p of 16 bits and count of 8 for each probability
@@ -50,6 +51,7 @@ cdef class Models:
         """Begin a block."""
         memset(self.data.keys, 0, PLACES * 4)
         self.data.count = 0
+        begin_mixer(&self.data.mixer)
 
     cdef int _learn(self, const uint8_t* row) except -1:
         cdef uint32_t key = row[0] | row[1] << 8 | row[2] << 16 | <uint32_t>row[3] << 24

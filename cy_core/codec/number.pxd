@@ -7,6 +7,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cy_core.codec.coder cimport code_bit, coder_t, learn_bit, probability_t
+from cy_core.codec.mixer cimport RESIDUALS, code_mixed
 from cy_core.codec.models cimport line, mix, models_t
 
 cdef extern from *:
@@ -33,6 +34,25 @@ cdef inline int64_t code_residual(
     negative = code_bit(coder, &head[1], residual < 0)
     while top < 63 and code_bit(coder, &head[2 + top if top < 13 else 15], length > top):
         top += 1
+    size = _code_tail(coder, models, mix(key, TAIL + top), top, size)
+    return <int64_t>(-size if negative else size)
+
+
+cdef inline int64_t code_residual_mixed(
+    coder_t* coder, models_t* models, uint32_t key, uint32_t context, uint32_t other, int64_t residual
+) noexcept nogil:
+    """The same with two contexts that narrow it."""
+    cdef probability_t* head = line(models, mix(key, context))
+    cdef probability_t* second = line(models, mix(key, other))
+    cdef uint64_t size = <uint64_t>residual if residual >= 0 else -<uint64_t>residual
+    cdef int top = 0, length = bit_length(size) - 1, place = 2
+    cdef bint negative
+    if code_mixed(coder, &models.mixer, RESIDUALS, &head[0], &second[0], residual == 0):
+        return 0
+    negative = code_mixed(coder, &models.mixer, RESIDUALS + 1, &head[1], &second[1], residual < 0)
+    while top < 63 and code_mixed(coder, &models.mixer, RESIDUALS + 2, &head[place], &second[place], length > top):
+        top += 1
+        place = 2 + top if top < 13 else 15
     size = _code_tail(coder, models, mix(key, TAIL + top), top, size)
     return <int64_t>(-size if negative else size)
 
@@ -65,6 +85,27 @@ cdef inline uint64_t code_value(coder_t* coder, models_t* models, uint32_t key, 
         node = node << 1 | code_bit(coder, &tree[node], value >> (place + 2) & 1)
         node = node << 1 | code_bit(coder, &tree[node], value >> (place + 1) & 1)
         node = node << 1 | code_bit(coder, &tree[node], value >> place & 1)
+        coded = coded << 4 | (node & 15)
+    return coded
+
+
+cdef inline uint64_t code_value_mixed(
+    coder_t* coder, models_t* models, int kind, uint32_t key, uint32_t other, int width, uint64_t value
+) noexcept nogil:
+    """The same below two keys."""
+    cdef probability_t* tree
+    cdef probability_t* second
+    cdef uint64_t coded = 0
+    cdef uint32_t node = 1
+    cdef int place, bit
+    for place in range((width - 1) & ~3, -1, -4):
+        tree = line(models, mix(key, VALUE | place << 4 | (node & 15)))
+        second = line(models, mix(other, VALUE | place << 4 | (node & 15)))
+        node = 1
+        for bit in range(3, -1, -1):
+            node = node << 1 | code_mixed(
+                coder, &models.mixer, kind, &tree[node], &second[node], value >> (place + bit) & 1
+            )
         coded = coded << 4 | (node & 15)
     return coded
 

@@ -8,8 +8,9 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
 from cy_core.codec.coder cimport code_bit, coder_t, probability_t
+from cy_core.codec.mixer cimport GAPS, SHORT_GAPS, TURNS, code_mixed
 from cy_core.codec.models cimport line, mix, models_t
-from cy_core.codec.number cimport bit_length, code_residual, code_value
+from cy_core.codec.number cimport bit_length, code_residual, code_value, code_value_mixed
 from cy_core.codec.payload cimport level
 
 cdef enum:
@@ -19,9 +20,11 @@ cdef enum:
     LATE = 0x70000
     ANY = 0x80000
     BESIDE = 0xF0000
+    WHO_DUE = 0x150000          # keys below a stream's, version 3
+    GAP_DUE = 0x160000
+    SHORT_DUE = 0x170000
     ASKED_MAX = 20
     SHORT_GAP = 128
-
 
 
 cdef extern from *:
@@ -56,16 +59,42 @@ cdef inline int32_t code_who(
     cdef int32_t candidate
     cdef uint32_t before = dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key
     cdef uint32_t slot
+    cdef probability_t* asked
+    cdef probability_t* known
     cdef int32_t follower = dues[bus.last_stream].follower if bus.last_stream >= 0 else -1
     for rank in range(min(bus.count, ASKED_MAX)):
         candidate = bus.queue[rank]
         slot = (rank if rank < 3 else 3) << 2
         slot |= (candidate == follower) << 1 | (dues[candidate].due <= 16 * bus.last)
-        if code_bit(
-            coder, line(models, mix(mix(dues[candidate].key, before), WHO)) + slot, candidate == who
-        ):
+        asked = line(models, mix(mix(dues[candidate].key, before), WHO)) + slot
+        if models.mixes:
+            known = line(models, mix(dues[candidate].key, WHO_DUE))
+            known += _waits(&dues[candidate], bus.last) << 1 | (candidate == follower)
+            if code_mixed(coder, &models.mixer, TURNS, asked, known, candidate == who):
+                return candidate
+        elif code_bit(coder, asked, candidate == who):
             return candidate
     return -1
+
+
+cdef inline uint32_t _waits(const due_t* due, int64_t now) noexcept nogil:
+    """How long until a stream is due, in parts of its period: long ago, now, … 5: not soon."""
+    cdef int64_t wait = due.due - 16 * now
+    if wait <= 0:
+        return -wait <= due.period >> 3
+    return 2 if wait < due.period >> 4 else 3 if wait < due.period >> 2 else 4 if wait < due.period >> 1 else 5
+
+
+cdef inline uint32_t _due_in(const due_t* due, int64_t now) noexcept nogil:
+    """The time until a stream is due, the more roughly the longer it is."""
+    cdef int64_t wait = (due.due >> 4) - now
+    cdef int top
+    if not due.seen:
+        return 0xFFFF
+    if wait < 8:
+        return 0 if wait < 0 else 1 + <uint32_t>wait
+    top = bit_length(wait)
+    return 8 + 4 * top + (wait >> (top - 3) & 3)
 
 
 cdef inline int64_t code_gap(
@@ -74,10 +103,21 @@ cdef inline int64_t code_gap(
     """Ticks from the last frame of this bus to this one; other: the same to the next of another bus, or negative."""
     cdef uint32_t pair = mix(due.key, dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key)
     cdef int64_t expected = 0, residual
-    cdef bint is_short = code_bit(
-        coder, line(models, mix(pair, GAP)) + (bus.shorts & 7), 0 <= gap < SHORT_GAP
-    )
+    cdef probability_t* asked = line(models, mix(pair, GAP)) + (bus.shorts & 7)
+    cdef bint is_short = 0 <= gap < SHORT_GAP
+    cdef uint32_t due_in = 0
+    if models.mixes:
+        due_in = _due_in(due, bus.last)
+        is_short = code_mixed(
+            coder, &models.mixer, GAPS, asked, line(models, mix(mix(due.key, GAP_DUE), due_in)), is_short
+        )
+    else:
+        is_short = code_bit(coder, asked, is_short)
     bus.shorts = bus.shorts << 1 | is_short
+    if is_short and models.mixes:
+        return code_value_mixed(
+            coder, models, SHORT_GAPS, mix(pair, SHORT), mix(mix(due.key, SHORT_DUE), due_in), 8, gap
+        )
     if is_short:
         return code_value(coder, models, mix(pair, SHORT), 8, gap)
     if due.seen:

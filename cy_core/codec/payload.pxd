@@ -4,23 +4,25 @@ Each field has three predictions: as last, on the line through the last two, hal
 smaller error of late is used, and nothing need be said of the choice. One bit says that the whole row is as
 predicted; else each field gives its residual, in the context of how large residuals have been of late.
 """
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from cy_core.codec.coder cimport code_bit, coder_t
 from cy_core.codec.models cimport line, mix, models_t
-from cy_core.codec.number cimport bit_length, code_residual, code_value, learn_value
+from cy_core.codec.number cimport bit_length, code_residual, code_residual_mixed, code_value, learn_value
 
 cdef enum:
     ROW = 0x20000               # key below a stream's: is the row as predicted?
     FIELD = 0x30000             # keys below a stream's: of a field
     ERROR_MAX = 1 << 24
     FIELDS_MAX = 128
+    AFTER = 0x2010              # context of a residual, version 3: the one before it, -15 to 15
 
 
 cdef struct history_t:          # of one field
     uint64_t last, moved
     uint32_t[3] errors          # running, of each prediction
     uint32_t recent             # running size of the residuals, in sixteenths
+    int32_t residual            # the last one, -15 to 15
 
 
 cdef inline int64_t wrap(uint64_t value, int width) noexcept nogil:
@@ -45,7 +47,7 @@ cdef inline uint64_t prediction(const history_t* history, int number, int width)
 cdef inline void start_history(history_t* history, uint64_t value) noexcept nogil:
     history.last, history.moved = value, 0
     history.errors[0] = history.errors[1] = history.errors[2] = 0
-    history.recent = 0
+    history.recent = history.residual = 0
 
 
 cdef inline void advance(history_t* history, uint64_t value, int width) noexcept nogil:
@@ -68,6 +70,7 @@ cdef inline void remember(history_t* history, int64_t residual) noexcept nogil:
     if size > ERROR_MAX:
         size = ERROR_MAX
     history.recent += <uint32_t>(size << 2) - (history.recent >> 2)
+    history.residual = <int32_t>max(-15, min(15, residual))
 
 
 cdef inline void stay(history_t* history) noexcept nogil:
@@ -76,6 +79,7 @@ cdef inline void stay(history_t* history) noexcept nogil:
     history.errors[1] -= history.errors[1] >> 3
     history.errors[2] -= history.errors[2] >> 3
     history.recent -= history.recent >> 2
+    history.residual = 0
 
 
 cdef inline uint32_t level(uint32_t recent) noexcept nogil:
@@ -119,9 +123,13 @@ cdef inline bint code_row(
             if not histories[i].moved:
                 chosen[i] = choice(&histories[i])
             context = level(histories[i].recent) << 3 | chosen[i] << 1 | neighbour
-            residual = code_residual(
-                coder, models, mix(key, FIELD + i), context, wrap(values[i] - expected[i], widths[i])
-            )
+            residual = wrap(values[i] - expected[i], widths[i])
+            if models.mixes:
+                residual = code_residual_mixed(
+                    coder, models, mix(key, FIELD + i), context, AFTER + histories[i].residual, residual
+                )
+            else:
+                residual = code_residual(coder, models, mix(key, FIELD + i), context, residual)
             neighbour = residual != 0
         if coder.reading:
             values[i] = (expected[i] + <uint64_t>residual) & (0xFFFFFFFFFFFFFFFFULL >> (64 - widths[i]))

@@ -15,6 +15,7 @@ from cy_core.codec.models cimport line, mix, models_t
 from cy_core.codec.number cimport code_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, line_up_t, take_turn
 from cy_core.codec.streams cimport HEAD, MOST_BUSES, MOST_STREAMS, NEW, TIE, Streams, stream_t
+from cy_core.codec.ticks cimport common_divisor, round_to
 from cy_core.frames cimport Frames
 from cy_core.structs cimport FD_FRAME, PAYLOAD_SLOT, frame_t
 
@@ -61,10 +62,12 @@ cdef class RawCodec(Streams):
     def __dealloc__(self):
         free(self.queues)
 
-    def encode(self, Frames frames not None, names, uint32_t tick_us=1, Py_ssize_t start=0, Py_ssize_t end=-1):
+    def encode(
+        self, Frames frames not None, names, uint32_t tick_us=1, Py_ssize_t start=0, Py_ssize_t end=-1, *, int version=2
+    ):
         """The inside of a block with the frames start..end-1; names: of the buses, by number.
 
-        Times are rounded to multiples of tick_us. Raises ValueError: none or too many frames, a bus without a name,
+        Times are rounded to multiples of tick_us. version: of the block, 2, or 3 with second contexts. Raises ValueError: none or too many frames, a bus without a name,
         a time that is over 570 years from 1970.
         """
         cdef coder_t coder
@@ -84,6 +87,7 @@ cdef class RawCodec(Streams):
             free(memory)
             raise MemoryError("no memory for a block")
         begin_writing(&coder, memory, 4096)
+        self.models.data.mixes = version > 2
         try:
             self._encode(&coder, frames.records + start, frames.payloads, end - start, tuple(names), tick_us, work)
             size = finish(&coder)
@@ -94,11 +98,12 @@ cdef class RawCodec(Streams):
             free(work)
             free(coder.start)
 
-    def decode(self, const uint8_t[::1] content not None, Frames into not None):
-        """Append the frames of a block's inside; return the names of its buses. Raises ValueError: it is none."""
+    def decode(self, const uint8_t[::1] content not None, Frames into not None, *, int version=2):
+        """Append the frames of the inside of a block of that version; return the names of its buses. Raises ValueError: it is none."""
         cdef coder_t coder
         cdef Py_ssize_t before = into.count, slots = into.slot_count
         begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
+        self.models.data.mixes = version > 2
         try:
             names = self._decode(&coder, into)
             if coder.failed or coder.at != coder.end:
@@ -122,7 +127,7 @@ cdef class RawCodec(Streams):
                 raise ValueError(f"frame {i}: bus {records[i].bus} has no name")
             if not -TIME_MAX // 2 < records[i].time_us < TIME_MAX // 2:
                 raise ValueError(f"frame {i}: a time of {records[i].time_us} us")
-            work[i].time = _round(records[i].time_us, tick_us)
+            work[i].time = round_to(records[i].time_us, tick_us)
         base, self.unit = work[0].time, _unit(work, count)
         one_line = False
         for i in range(1, count):
@@ -356,22 +361,10 @@ cdef class RawCodec(Streams):
         return added
 
 
-cdef int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
-    """To the nearest multiple; up from the middle."""
-    cdef int64_t rest = time_us % tick_us
-    if rest < 0:
-        rest += tick_us
-    return time_us - rest + (tick_us if 2 * rest >= tick_us else 0)
-
-
 cdef int64_t _unit(const work_t* work, uint32_t count) noexcept nogil:
     """The greatest common divisor of all differences."""
-    cdef int64_t unit = 0, other, rest
+    cdef int64_t unit = 0
     cdef uint32_t i
     for i in range(1, count):
-        other = work[i].time - work[i - 1].time
-        other = other if other >= 0 else -other
-        while other:
-            rest = unit % other
-            unit, other = other, rest
+        unit = common_divisor(unit, work[i].time - work[i - 1].time)
     return unit if 0 < unit < 1LL << 40 else 1

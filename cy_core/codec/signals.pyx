@@ -12,29 +12,28 @@ wrong by their tolerance at most: each row is checked when it is written.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish, probability_t
+from cy_core.codec.coder cimport begin_reading, begin_writing, code_bit, coder_t, finish
+from cy_core.codec.groups cimport MOST_GROUPS, SIGNALS, Groups, part_t
 from cy_core.codec.lines cimport TIME_MAX, code_lines, wrapping_sum
-from cy_core.codec.models cimport Models, line, mix, models_t
+from cy_core.codec.models cimport line, mix, models_t
 from cy_core.codec.number cimport code_residual, code_value, learn_value
 from cy_core.codec.order cimport ANY, code_gap, code_who, due_t, line_up_t, take_turn
 from cy_core.codec.payload cimport code_row, history_t, start_history
 from cy_core.codec.streams cimport FIRST, HEAD
+from cy_core.codec.ticks cimport common_divisor, round_to
+from cy_core.codec.turns cimport sink, turn_t
+from cy_core.codec.values cimport can_step, cell_at, from_coded, has_rests, mask_of, raw_of, to_coded
 from cy_core.columns cimport Columns, column_t, group_t
-from cy_core.plan cimport Plan, message_t, signal_t
-
-from cy_core.codec.streams import bus_key
+from cy_core.plan cimport message_t, signal_t
 
 cdef enum:
-    SIGNALS = 0x100000          # keys
-    SHARED = 0x120000           # of groups that share rows
+    SHARED = 0x120000           # keys: of groups that share rows
     PRESENT = 0x130000          # is a row of them of this one?
     REST = 0x140000             # of a value that is no multiple of its step
     PART = 64                   # columns of a row that are coded together
-    MOST_ROWS = 1 << 20         # of a group
-    MOST_GROUPS = 0xFFFF
     SHARES = 1 << 16            # beside the number of groups: some share rows
     TICKS = 1 << 17             # … and times were rounded
     MOST_BYTES = 64 << 20       # of values and times, when read
@@ -46,55 +45,14 @@ cdef extern from *:
     const int64_t RESTS "bordnetz_rests"                # beside a step: values have rests
 
 
-cdef struct part_t:             # a group that is written or read
-    uint32_t key
-    int32_t line                # the number of its bus
-    uint32_t rows, done
-    uint32_t group              # its number in the columns
-    bint rides                  # it shares the rows of the part before it
-    uint32_t riders             # how many behind it share its rows
-    uint32_t recent             # rows of late that were of it, one bit each
-    probability_t* present
-
-
-cdef struct turn_t:             # the next row of a part and its riders, when written
-    int64_t time
-    int32_t part
-
-
-cdef class SignalCodec:
+cdef class SignalCodec(Groups):
     """Writes and reads blocks; trained: a table's contexts. learning: models are kept from block to block."""
 
-    cdef readonly Models models
-    cdef bint learning
-    cdef readonly Plan plan
-    cdef uint32_t[:] message_keys
-    cdef int32_t[:] message_lines
     cdef int64_t unit, base
     cdef uint32_t tolerance     # 0: times are exact
-    cdef part_t* parts
-    cdef due_t* dues
-    cdef uint32_t part_count
-    cdef bint shares
     cdef bint exact             # writing: nothing is rounded to a step, what is none has a rest
     cdef uint32_t tick
     cdef readonly dict steps    # reading: of the signals that have one, by place in the manifest
-
-    def __init__(self, Plan plan not None, const uint8_t[::1] trained=None, *, bint learning=False):
-        import array
-
-        self.models = Models(trained)
-        self.models.forget()
-        self.learning = learning
-        self.plan = plan
-        messages = plan.manifest.messages
-        keys = {bus: bus_key(bus) for bus in plan.manifest.buses}
-        self.message_keys = array.array("I", [_message_key(keys[m.bus], m) for m in messages] or [0])
-        self.message_lines = array.array("i", [plan.manifest.buses.index(m.bus) for m in messages] or [0])
-
-    def __dealloc__(self):
-        free(self.parts)
-        free(self.dues)
 
     def encode(
         self, Columns columns not None, const uint8_t[::1] selection=None, const uint32_t[::1] steps=None,
@@ -103,9 +61,9 @@ cdef class SignalCodec:
         """The inside of a block that holds these columns.
 
         selection: one byte for each signal of the manifest, not 0 for those to keep. steps: for each signal, in raw
-        units: odd, 1 is exact; exact: values are multiples already, and what is none stays as it is. tick_us: times are rounded to multiples. tolerance_us: not 0: as lines, wrong by that
-        at most. Raises ValueError: any of these does not fit; OverflowError: more than a block may hold, or times over
-        285 years from 1970.
+        units: odd, 1 is exact; exact: values are multiples already, and what is none stays as it is. tick_us: times
+        are rounded to multiples. tolerance_us: not 0: as lines, wrong by that at most. Raises ValueError: any of these
+        does not fit; OverflowError: more than a block may hold, or times over 285 years from 1970.
         """
         cdef coder_t coder
         cdef uint8_t* memory
@@ -121,7 +79,7 @@ cdef class SignalCodec:
         ):
             raise ValueError("steps are odd, under 2^31, and one for each signal")
         self.exact, self.tick = exact, 1 if tolerance_us else tick_us
-        self._choose(columns, keep, tolerance_us != 0)
+        self.choose(columns, keep, tolerance_us != 0)
         memory = <uint8_t*>malloc(4096)
         if memory == NULL:
             raise MemoryError("no memory for a block")
@@ -155,45 +113,11 @@ cdef class SignalCodec:
 
     # -- head and groups -------------------------------------------------------------------------------------
 
-    cdef int _choose(self, Columns columns, const uint8_t* keep, bint has_lines) except -1:
-        """Writing: the groups with a signal to keep."""
-        cdef Py_ssize_t i
-        cdef int64_t last = -1
-        cdef const group_t* group
-        if columns.group_count > MOST_GROUPS:
-            raise OverflowError(f"{columns.group_count} groups; a block may have {MOST_GROUPS}")
-        self._reserve(columns.group_count)
-        self.shares = False
-        for i in range(columns.group_count):
-            group = &columns.group_rows[i]
-            if group.count >= MOST_ROWS:
-                raise OverflowError(f"a group of {group.count} rows; a block may have {MOST_ROWS - 1}")
-            if _kept(columns, group, keep):
-                self.parts[self.part_count] = part_t(
-                    key=0, line=self.message_lines[group.message], rows=group.count, done=0, group=i,
-                    rides=last == <int64_t>group.message and group.column_count == 1, riders=0, recent=0, present=NULL,
-                )
-                self.shares |= self.parts[self.part_count].rides and not has_lines
-                last = group.message
-                self.part_count += 1
-        return 0
-
-    cdef int _reserve(self, uint32_t count) except -1 nogil:
-        free(self.parts)
-        free(self.dues)
-        self.part_count = 0
-        self.parts = <part_t*>calloc(count + 1, sizeof(part_t))
-        self.dues = <due_t*>calloc(count + 1, sizeof(due_t))
-        if self.parts == NULL or self.dues == NULL:
-            with gil:
-                raise MemoryError(f"no memory for {count} groups")
-        return 0
-
     cdef int _begin(self, Columns columns, int64_t tick_us, uint32_t tolerance_us) except -1:
         """Writing: the first time and the unit."""
         cdef uint32_t p, i
         cdef const int64_t* times
-        cdef int64_t unit = 0, other, rest, first = 0
+        cdef int64_t unit = 0, other, first = 0
         self.tolerance = tolerance_us
         self.base = TIME_MAX
         for p in range(self.part_count):
@@ -201,15 +125,12 @@ cdef class SignalCodec:
             for i in range(self.parts[p].rows):
                 if not -TIME_MAX // 2 < times[i] < TIME_MAX // 2:
                     raise OverflowError(f"a time of {times[i]} us")
-                other = _round(times[i], tick_us)
+                other = round_to(times[i], tick_us)
                 if p == 0 and i == 0:
                     first = other
                 if other < self.base:
                     self.base = other
-                other = other - first if other >= first else first - other
-                while other:
-                    rest = unit % other
-                    unit, other = other, rest
+                unit = common_divisor(unit, other - first)
         self.unit = unit if 0 < unit < 1LL << 40 and not tolerance_us else 1
         if self.part_count == 0:
             self.base = 0
@@ -236,22 +157,22 @@ cdef class SignalCodec:
             if count > MOST_GROUPS or count > 64 * (coder.end - coder.start) or not -TIME_MAX < self.base < TIME_MAX:
                 coder.failed = True
                 return 0
-            self._reserve(count)
+            self.reserve(count)
             self.part_count = count
         if not coder.reading:
             count = self.part_count
         if self.tick > 1:
             self.tick = code_value(coder, models, mix(SIGNALS, 8), 32, self.tick)
         for p in range(count):
-            size += self._code_group(coder, columns, &self.parts[p], keep, steps)
+            size += self.code_group(coder, columns, &self.parts[p], keep)
             if self.shares:
-                self._code_sharing(coder, columns, p)
+                self.code_sharing(coder, columns, p)
             if coder.failed or size > MOST_BYTES:
                 coder.failed = True
                 return 0
         if coder.reading:
             for p in range(count):
-                self._allocate(columns, &columns.group_rows[p])
+                self.allocate(columns, &columns.group_rows[p])
         if self.tolerance:
             for p in range(count):
                 times = <int64_t*>(columns.arena + columns.group_rows[self.parts[p].group].times)
@@ -272,81 +193,7 @@ cdef class SignalCodec:
         """Reading: how far the times of the block may be from those that it was made of."""
         return self.tolerance if self.tolerance else self.tick // 2
 
-    cdef uint64_t _code_group(
-        self, coder_t* coder, Columns columns, part_t* part, const uint8_t* keep, const uint32_t* steps
-    ) except? 0 nogil:
-        """Message, rows, signals; returns the bytes that it takes in memory. Reading, the group is added."""
-        cdef models_t* models = &self.models.data
-        cdef group_t* group = NULL if coder.reading else &columns.group_rows[part.group]
-        cdef uint32_t message, i, column_number = 0, signal_count
-        cdef uint64_t row_bytes = 8
-        cdef column_t* column
-        cdef const signal_t* signal
-        cdef bint present
-        message = code_value(coder, models, mix(SIGNALS, 3), 16, group.message if group else 0)
-        part.rows = code_value(coder, models, mix(SIGNALS, 4), 20, part.rows)
-        if coder.reading:
-            if message >= self.plan.message_count or part.rows == 0:
-                coder.failed = True
-                return 1
-            part.group = columns.group_count
-            part.done = 0
-            part.line = self.message_lines[message]
-            group = columns.add_group()
-            group.message, group.count, group.times = message, part.rows, 0
-            group.first_column, group.column_count = columns.column_count, 0
-        part.key = self.message_keys[message]
-        signal_count = self.plan.messages[message].signal_count
-        for i in range(signal_count):
-            present = False
-            if not coder.reading:
-                while (
-                    column_number < group.column_count
-                    and columns.column_rows[group.first_column + column_number].signal < i
-                ):
-                    column_number += 1
-                present = (
-                    column_number < group.column_count
-                    and columns.column_rows[group.first_column + column_number].signal == i
-                    and (keep == NULL or keep[self.plan.messages[message].first_signal + i])
-                )
-            present = code_bit(
-                coder, line(models, mix(self.message_keys[message], SIGNALS + (i >> 4))) + (i & 15), present
-            )
-            if not present:
-                continue
-            signal = &self.plan.signals[self.plan.messages[message].first_signal + i]
-            part.key = mix(part.key, i)
-            row_bytes += signal.width
-            if coder.reading:
-                column = columns.add_columns(1)
-                column.signal, column.width, column.is_constant = i, signal.width, False
-                columns.group_rows[part.group].column_count += 1
-        return row_bytes * (part.rows + 1)
-
-    cdef int _allocate(self, Columns columns, group_t* group) except -1 nogil:
-        cdef uint32_t i
-        cdef column_t* column
-        group.times = columns.allocate(8 * <Py_ssize_t>group.count)
-        for i in range(group.column_count):
-            column = &columns.column_rows[group.first_column + i]
-            column.offset = columns.allocate(<Py_ssize_t>group.count * column.width)
-        return 0
-
     # -- times -----------------------------------------------------------------------------------------------
-
-    cdef void _code_sharing(self, coder_t* coder, Columns columns, uint32_t p) noexcept nogil:
-        """Does this group share the rows of the one before it?"""
-        cdef part_t* part = &self.parts[p]
-        cdef uint32_t head = p - 1
-        if p == 0 or columns.group_rows[part.group].message != columns.group_rows[self.parts[p - 1].group].message:
-            part.rides = False
-            return
-        part.rides = code_bit(coder, line(&self.models.data, mix(SIGNALS, 7)), part.rides)
-        if part.rides:
-            while self.parts[head].rides:
-                head -= 1
-            self.parts[head].riders += 1
 
     cdef int _code_order(self, coder_t* coder, Columns columns, int64_t tick_us) except -1 nogil:
         """Bus by bus: which group is next, and how long after."""
@@ -379,12 +226,12 @@ cdef class SignalCodec:
                         turns[count].part = p
                         count += self._next_time(columns, &turns[count])
             for p in range(<int32_t>count // 2 - 1, -1, -1):
-                _sink(turns, count, p)
+                sink(turns, count, p)
             bus = line_up_t(queue=queue, count=0, last_stream=-1, last=0, key=mix(SIGNALS, number), shorts=0)
             while left and not coder.failed:
                 who = -1
                 if not coder.reading:
-                    who, now = turns[0].part, (_round(turns[0].time, tick_us) - self.base) // self.unit
+                    who, now = turns[0].part, (round_to(turns[0].time, tick_us) - self.base) // self.unit
                 before = self.dues[bus.last_stream].key if bus.last_stream >= 0 else bus.key
                 p = code_who(coder, models, &bus, self.dues, who)
                 if p < 0:
@@ -404,7 +251,7 @@ cdef class SignalCodec:
                     if not self._next_time(columns, &turns[0]):
                         count -= 1
                         turns[0] = turns[count]
-                    _sink(turns, count, 0)
+                    sink(turns, count, 0)
         free(queue)
         free(turns)
         return 0
@@ -429,7 +276,7 @@ cdef class SignalCodec:
             if p != last or found:  # else nobody is left
                 if part.present == NULL:
                     part.present = line(&self.models.data, mix(part.key, PRESENT))
-                present = not coder.reading and _round(times[part.done], tick_us) == time_us
+                present = not coder.reading and round_to(times[part.done], tick_us) == time_us
                 present = code_bit(coder, part.present + ((part.recent & 7) << 1 | (found != 0)), present)
             part.recent = part.recent << 1 | present
             if present:
@@ -498,11 +345,11 @@ cdef class SignalCodec:
             widths[i] = signals[i].length
             step[i] = 1
             has_rest[i] = False
-            if steps != NULL and _can_step(signals[i]):
+            if steps != NULL and can_step(signals[i]):
                 step[i] = steps[message.first_signal + column.signal]
             if code_bit(coder, line(models, mix(SIGNALS, 5)), step[i] != 1):
                 if not coder.reading:
-                    has_rest[i] = self.exact and _has_rest(
+                    has_rest[i] = self.exact and has_rests(
                         signals[i], step[i], columns.arena + column.offset, column, part.rows
                     )
                 value = code_value(coder, models, mix(SIGNALS, 6), 32, step[i] | (RESTS if has_rest[i] else 0))
@@ -515,8 +362,8 @@ cdef class SignalCodec:
             if not coder.reading:
                 for i in range(count):
                     column = &columns.column_rows[chosen[i]]
-                    values[i] = _to_coded(
-                        signals[i], step[i], _cell(columns.arena + column.offset, column, row)
+                    values[i] = to_coded(
+                        signals[i], step[i], cell_at(columns.arena + column.offset, column, row)
                     )
             if row == 0:
                 for i in range(count):
@@ -532,106 +379,12 @@ cdef class SignalCodec:
                 value = 0
                 if has_rest[i]:
                     if not coder.reading:
-                        value = _raw(signals[i], _cell(columns.arena + column.offset, column, row))
-                        value -= _from_coded(signals[i], step[i], values[i])
+                        value = raw_of(signals[i], cell_at(columns.arena + column.offset, column, row))
+                        value -= from_coded(signals[i], step[i], values[i])
                     value = <uint64_t>code_residual(coder, models, mix(key, REST + i), 0, <int64_t>value)
                 if coder.reading:
                     if coder.failed:
                         return
-                    value += _from_coded(signals[i], step[i], values[i])
-                    value = ((value & _mask(signals[i])) ^ signals[i].sign) - signals[i].sign
+                    value += from_coded(signals[i], step[i], values[i])
+                    value = ((value & mask_of(signals[i])) ^ signals[i].sign) - signals[i].sign
                     memcpy(columns.arena + column.offset + row * <uint64_t>column.width, &value, column.width)
-
-
-cdef bint _kept(Columns columns, const group_t* group, const uint8_t* keep) noexcept nogil:
-    cdef uint32_t i, first = columns.plan.messages[group.message].first_signal
-    for i in range(group.first_column, group.first_column + group.column_count):
-        if keep == NULL or keep[first + columns.column_rows[i].signal]:
-            return True
-    return False
-
-
-cdef void _sink(turn_t* turns, Py_ssize_t count, Py_ssize_t place) noexcept nogil:
-    """A heap: the earliest on top, of equal ones the part that comes first."""
-    cdef turn_t turn = turns[place]
-    cdef Py_ssize_t child = 2 * place + 1
-    while child < count:
-        if child + 1 < count and _is_before(&turns[child + 1], &turns[child]):
-            child += 1
-        if not _is_before(&turns[child], &turn):
-            break
-        turns[place] = turns[child]
-        place, child = child, 2 * child + 1
-    turns[place] = turn
-
-
-cdef inline bint _is_before(const turn_t* a, const turn_t* b) noexcept nogil:
-    return a.time < b.time or (a.time == b.time and a.part < b.part)
-
-
-cdef inline int64_t _round(int64_t time_us, int64_t tick_us) noexcept nogil:
-    """To the nearest multiple; up from the middle."""
-    cdef int64_t rest = time_us % tick_us
-    if rest < 0:
-        rest += tick_us
-    return time_us - rest + (tick_us if 2 * rest >= tick_us else 0)
-
-
-cdef inline bint _can_step(const signal_t* signal) noexcept nogil:
-    """A step is for integers of up to 62 bits; anything else stays exact."""
-    return signal.length <= 62 and signal.format != 101 and signal.format != 102 and signal.format != 100  # e f d
-
-
-cdef inline uint64_t _mask(const signal_t* signal) noexcept nogil:
-    return 0xFFFFFFFFFFFFFFFFULL >> (64 - signal.length)
-
-
-cdef inline const uint8_t* _cell(const uint8_t* values, const column_t* column, uint32_t row) noexcept nogil:
-    return values + (0 if column.is_constant else row * <uint64_t>column.width)
-
-
-cdef inline uint64_t _raw(const signal_t* signal, const uint8_t* value) noexcept nogil:
-    """Sign-extended."""
-    cdef uint64_t raw = 0
-    memcpy(&raw, value, signal.width)
-    return ((raw & _mask(signal)) ^ signal.sign) - signal.sign
-
-
-cdef bint _has_rest(
-    const signal_t* signal, int64_t step, const uint8_t* values, const column_t* column, uint32_t rows
-) noexcept nogil:
-    """Is there a value that its step would change?"""
-    cdef uint32_t row
-    cdef const uint8_t* value
-    for row in range(1 if column.is_constant else rows):
-        value = _cell(values, column, row)
-        if _from_coded(signal, step, _to_coded(signal, step, value)) != _raw(signal, value):
-            return True
-    return False
-
-
-cdef inline uint64_t _to_coded(const signal_t* signal, int64_t step, const uint8_t* value) noexcept nogil:
-    cdef uint64_t raw = 0
-    cdef int64_t number, rest
-    memcpy(&raw, value, signal.width)
-    if step != 1:
-        raw &= _mask(signal)
-        number = <int64_t>((raw ^ signal.sign) - signal.sign) + (step >> 1)
-        rest = number % step
-        raw = <uint64_t>((number - (rest if rest >= 0 else rest + step)) // step)
-    return raw & _mask(signal)
-
-
-cdef inline uint64_t _from_coded(const signal_t* signal, int64_t step, uint64_t coded) noexcept nogil:
-    cdef int64_t low, high, number
-    coded = (coded ^ signal.sign) - signal.sign
-    if step == 1:
-        return coded
-    low = -<int64_t>signal.sign
-    high = <int64_t>(_mask(signal) >> (signal.sign != 0))
-    number = <int64_t>(coded * <uint64_t>step)
-    return <uint64_t>(low if number < low else high if number > high else number)
-
-
-cdef uint32_t _message_key(uint32_t bus, message) except? 0:
-    return mix(mix(bus, message.id | (0x80000000 if message.extended else 0)), SIGNALS)

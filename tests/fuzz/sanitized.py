@@ -2,8 +2,9 @@
 
     python -m tests.fuzz.sanitized tests/test_decode.py …
 
-Everything takes ten times as long: so without recordings, and with few examples of each property. What the sanitizers
-say goes to out/sanitize, as pytest holds back what a process that dies has written.
+Everything takes ten times as long: so without recordings, unless SANITIZE_DATA says where they are, and with few
+examples of each property. What the sanitizers say goes to out/sanitize, as pytest holds back what a process that dies
+has written.
 """
 
 import importlib.util
@@ -39,7 +40,7 @@ def environment(reports: Path | None = None) -> dict[str, str]:
     return os.environ | {
         "LD_PRELOAD": str(library),
         "PYTHONMALLOC": "malloc",  # each object by itself, so that a read behind its end is seen
-        "BORDNETZ_DATA": "none",
+        "BORDNETZ_DATA": os.environ.get("SANITIZE_DATA", "none"),
         "ASAN_OPTIONS": options,
         "UBSAN_OPTIONS": options,
     }

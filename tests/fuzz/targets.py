@@ -169,13 +169,21 @@ def sealed(form: tuple[int, int], rest: bytes) -> bytes:
 
 
 def block_frames(data: bytes) -> None:
-    """The inside of a block of frames: what comes out goes in again."""
-    taken = Frames()
-    buses = block.decode_frames(sealed(block.FRAMES, COLD.name + data), taken)
-    if len(taken):
+    """The inside of a block of frames, in either version: what comes out goes in again."""
+    refused = None
+    for form in (block.FRAMES, block.MIXED_FRAMES):
+        taken = Frames()
+        try:
+            buses = block.decode_frames(sealed(form, COLD.name + data), taken)
+        except BlockCorrupt as error:
+            refused = error
+            continue
         again = Frames()
-        block.decode_frames(block.encode_frames(taken, buses, COLD), again)
+        if len(taken):
+            block.decode_frames(block.encode_frames(taken, buses, COLD, mixed=form == block.MIXED_FRAMES), again)
         assert list(again) == list(taken)
+    if refused:
+        raise refused
 
 
 def block_signals(data: bytes) -> None:

@@ -4,6 +4,7 @@
     frame-1.piece           a piece of edge/source/stream.py             frame-1.json      its frames
     block-1.block           those frames, decoded by that manifest       block-1.json      its groups, as bit patterns
     frames-2.block          those frames by the codec, without a table   (frame-1.json)
+    frames-3.block          the same with second contexts
     signals-2.block         what block-1 holds, by the codec             (block-1.json)
     summaries-2.block       what some of its signals came to       summaries-2.json  the form, and the groups
     rides-2.block           changes of it, so that groups share rows     rides-2.json      its groups
@@ -202,6 +203,7 @@ def main() -> None:
         "frame-1.json": _json(frame_values(frames())),
         "block-1.block": data,
         "frames-2.block": block.encode_frames(frames(), manifest().buses, Table()),
+        "frames-3.block": block.encode_frames(frames(), manifest().buses, Table(), mixed=True),
         "signals-2.block": block.encode(columns()),
         "summaries-2.block": summaries(),
         "summaries-2.json": _json(summary_values(summaries())),

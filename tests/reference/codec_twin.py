@@ -3,6 +3,8 @@
 tables: of a table the streams, as in its JSON, and the contexts, as stored.
 """
 
+import bisect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,10 @@ M32 = 0xFFFFFFFF
 HEAD = 0x90000
 RATES = [int(65536 / (n + 1.6) + 0.5) for n in range(128)]
 NEVER = 1 << 62
+KNOTS = [min(65535, round(65536 / (1 + math.exp(10 - k / 4)))) for k in range(81)] + [0]
+SQUASHED = [(KNOTS[z // 64] * (64 - z % 64) + KNOTS[z // 64 + 1] * (z % 64) + 32) // 64 for z in range(5121)]
+STRETCHED = [next((z for z in range(5120) if SQUASHED[z] >= 16 * i + 8), 5120) - 2560 for i in range(4096)]
+SHORT_GAPS, GAPS, TURNS, RESIDUALS = range(4)
 
 
 class Corrupt(Exception):
@@ -29,8 +35,10 @@ def mix(key: int, part: int) -> int:
 class Bits:
     """Decisions and the numbers made of them."""
 
-    def __init__(self, data: bytes, contexts: bytes = b"") -> None:
+    def __init__(self, data: bytes, contexts: bytes = b"", version: int = 2) -> None:
         self.data, self.at = data, 0
+        self.mixes = version > 2
+        self.weights: dict[tuple[int, ...], list[int]] = {}
         self.low, self.high, self.code = 0, M32, 0
         self.lines: dict[int, list[list[int]]] = {}
         for start in range(0, len(contexts), 52):
@@ -52,43 +60,74 @@ class Bits:
 
     def bit(self, key: int, place: int) -> int:
         state = self.line(key)[place]
-        p = state[0] >> 6 or 1
+        bit = self._decide(state[0] >> 6 or 1)
+        learn(state, bit)
+        return bit
+
+    def either(self, key: int, second: tuple[int, int, int] | None, place: int) -> int:
+        """A bit, with a second context in blocks that have one: kind, key, place."""
+        if not (second and self.mixes):
+            return self.bit(key, place)
+        states = self.line(key)[place], self.line(second[1])[second[2]]
+        seen = [bisect.bisect_right((2, 6, 24), count) for _, count in states]
+        weights = self.weights.setdefault(
+            (second[0], *seen), [72090 * (10 * mine + 3) // (10 * sum(seen) + 6) for mine in seen]
+        )
+        stretched = [STRETCHED[p >> 10] for p, _ in states]
+        total = sum(weight * x for weight, x in zip(weights, stretched, strict=True)) >> 16
+        p = SQUASHED[2560 + max(-2560, min(2560, total))]
+        bit = self._decide(p)
+        for i, x in enumerate(stretched):
+            weights[i] = max(-(1 << 18), min(1 << 18, weights[i] + (x * ((bit << 16) - p) >> 16)))
+        for state in states:
+            learn(state, bit)
+        return bit
+
+    def _decide(self, p: int) -> int:
         middle = self.low + ((self.high - self.low) * p >> 16)
         bit = int(self.code <= middle)
         if bit:
             self.high = middle
-            state[0] += (0x3FFFFF - state[0]) * RATES[state[1]] >> 16
         else:
             self.low = middle + 1
-            state[0] -= state[0] * RATES[state[1]] >> 16
-        state[1] = min(127, state[1] + 1)
         while self.low >> 24 == self.high >> 24:
             self._shift_in()
             self.low = self.low << 8 & M32
             self.high = (self.high << 8 & M32) | 0xFF
         return bit
 
-    def value(self, key: int, width: int) -> int:
+    def value(self, key: int, width: int, other: int | None = None) -> int:
         value, four = 0, 1
         for place in range((width - 1) // 4 * 4, -1, -4):
-            tree, node = mix(key, 0x10000 | place << 4 | four), 1
+            part, node = 0x10000 | place << 4 | four, 1
             for _ in range(4):
-                node = node << 1 | self.bit(tree, node)
+                second = (SHORT_GAPS, mix(other, part), node) if other else None
+                node = node << 1 | self.either(mix(key, part), second, node)
             four = node & 15
             value = value << 4 | four
         return value
 
-    def residual(self, key: int, context: int) -> int:
+    def residual(self, key: int, context: int, other: int | None = None) -> int:
         head = mix(key, context)
-        if self.bit(head, 0):
+
+        def ask(question: int, place: int) -> int:
+            second = (RESIDUALS + question, mix(key, other), place) if other else None
+            return self.either(head, second, place)
+
+        if ask(0, 0):
             return 0
-        negative, top = self.bit(head, 1), 0
-        while top < 63 and self.bit(head, 2 + top if top < 13 else 15):
+        negative, top = ask(1, 1), 0
+        while top < 63 and ask(2, 2 + top if top < 13 else 15):
             top += 1
         tail, size = mix(key, 0x1000 + top), 1
         for place in range(top - 1, -1, -1):
             size = size << 1 | self.bit(tail, size if size < 8 else 8 + (place & 7))
         return -size if negative else size
+
+
+def learn(state: list[int], bit: int) -> None:
+    state[0] += ((0x3FFFFF - state[0]) * RATES[state[1]] >> 16) if bit else -(state[0] * RATES[state[1]] >> 16)
+    state[1] = min(127, state[1] + 1)
 
 
 class Row:
@@ -98,6 +137,7 @@ class Row:
         self.bits, self.key, self.widths = bits, key, widths
         self.last: list[int] | None = None
         self.moved, self.recent = [0] * len(widths), [0] * len(widths)
+        self.residuals = [0] * len(widths)
         self.errors = [[0, 0, 0] for _ in widths]
         self.flags = 15
 
@@ -118,8 +158,10 @@ class Row:
             residual = 0
             if not same:
                 context = self.recent[i].bit_length() << 3 | choice << 1 | neighbour
-                residual = self.bits.residual(mix(self.key, 0x30000 + i), context)
+                before = max(-15, min(15, self.residuals[i]))
+                residual = self.bits.residual(mix(self.key, 0x30000 + i), context, 0x2010 + before)
                 neighbour = int(residual != 0)
+            self.residuals[i] = residual
             value = (last + steps[choice] + residual) & (1 << width) - 1
             self.recent[i] = self.recent[i] + 4 * min(abs(residual), 1 << 24) - (self.recent[i] >> 2) & M32
             now = signed(value - last, width)
@@ -199,17 +241,20 @@ class Order:
         for rank, stream in enumerate(line.queue[:20]):
             followed = line.last is not None and line.last.follower is stream
             place = min(rank, 3) << 2 | followed << 1 | (stream.due <= 16 * line.time)
-            if self.bits.bit(mix(mix(stream.key, before), 0x40000), place):
+            known = TURNS, mix(stream.key, 0x150000), self._waits(stream, line.time) << 1 | followed
+            if self.bits.either(mix(mix(stream.key, before), 0x40000), known, place):
                 return stream
         number = self.bits.value(mix(before, 0x80000), 16)
         return None if number == 0xFFFF else self.streams[number]
 
     def gap(self, line: Line, stream: Stream) -> int:
         pair = mix(stream.key, line.last.key if line.last else line.key)
-        short = self.bits.bit(mix(pair, 0x50000), line.shorts & 7)
+        due_in = self._due_in(stream, line.time)
+        known = GAPS, mix(mix(stream.key, 0x160000), due_in), 0
+        short = self.bits.either(mix(pair, 0x50000), known, line.shorts & 7)
         line.shorts = line.shorts << 1 | short
         if short:
-            return self.bits.value(mix(pair, 0x60000), 8)
+            return self.bits.value(mix(pair, 0x60000), 8, mix(mix(stream.key, 0x170000), due_in))
         expected = max(0, (stream.due >> 4) - line.time) if stream.seen else 0
         other = min((each.next_time for each in self.lines if each is not line), default=NEVER) - line.time
         if 128 <= other < NEVER // 2:
@@ -220,6 +265,20 @@ class Order:
         residual = self.bits.residual(mix(stream.key, 0x70000), context)
         stream.recent = stream.recent + 4 * min(abs(residual), 1 << 24) - (stream.recent >> 2) & M32
         return expected + residual
+
+    def _waits(self, stream: Stream, now: int) -> int:
+        wait = stream.due - 16 * now
+        if wait <= 0:
+            return int(-wait <= stream.period >> 3)
+        return next((n for n, part in ((2, 4), (3, 2), (4, 1)) if wait < stream.period >> part), 5)
+
+    def _due_in(self, stream: Stream, now: int) -> int:
+        wait = (stream.due >> 4) - now
+        if not stream.seen:
+            return 0xFFFF
+        if wait < 8:
+            return max(0, wait + 1)
+        return 8 + 4 * wait.bit_length() + (wait >> wait.bit_length() - 3 & 3)
 
     def take_turn(self, line: Line, stream: Stream, now: int) -> None:
         queue = line.queue
@@ -256,8 +315,10 @@ class Order:
 class Reader(Order):
     """A block of frames."""
 
-    def __init__(self, content: bytes, streams: Sequence[Sequence[Any]] = (), contexts: bytes = b"") -> None:
-        super().__init__(Bits(content, contexts))
+    def __init__(
+        self, content: bytes, streams: Sequence[Sequence[Any]] = (), contexts: bytes = b"", version: int = 3
+    ) -> None:
+        super().__init__(Bits(content, contexts, version))
         bits = self.bits
         self.count = bits.value(mix(HEAD, 1), 20)
         self.unit = bits.value(mix(HEAD, 2), 40)
