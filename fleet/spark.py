@@ -100,7 +100,7 @@ def _by_vehicle(records: DataFrame) -> DataFrame:
 
 
 def _width(spark: SparkSession) -> int:
-    return 4 * spark.sparkContext.defaultParallelism
+    return 4 * int(spark.sparkContext.defaultParallelism)
 
 
 def _write(records: DataFrame, known: Known, table: Path) -> list[str]:
