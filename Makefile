@@ -107,7 +107,8 @@ genconfig: $(READY)
 	$(BIN)/python -m tests.genconfig build/genconfig
 
 # Node's azure-iot-device and Azurite, which tests then run; without them those tests skip.
-node: packages
+node:
+	@.ci/packages node
 	@command -v npm >/dev/null || { echo "node: skipped: there is no npm: apt-get install nodejs npm"; exit 0; }; \
 	  npm install --prefix tests/node --no-audit --no-fund --loglevel=error --fetch-timeout=60000 --fetch-retries=1 || \
 	  echo "node: skipped: npm cannot install what tests/node/package.json names"
