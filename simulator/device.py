@@ -187,7 +187,7 @@ class EdgeDevice:
 
     async def _open_workload(self, name: str) -> None:
         identity = f"{HUB_NAME}/{self.device_id}/{name}"
-        workload = Workload(identity, self._secret, Authority(self._ca.parent))
+        workload = Workload(identity, self._secret.key(name), Authority(self._ca.parent))
         await workload.start(self._sockets.path(name))
         self._workloads[name] = workload
 

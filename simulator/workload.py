@@ -27,7 +27,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from simulator import http
 from simulator.certificates import CLIENT, SERVER, Authority, general_name
 from simulator.http import Answer, BadRequest, Request
-from simulator.secret import Secret
 
 API_VERSIONS = (
     "2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2020-10-10", "2021-12-07", "2022-08-03",
@@ -36,19 +35,19 @@ REQUESTS_AT_A_TIME = 10
 BODY_BYTES = 64 * 1024
 MOST_NAME = 64  # characters (X.520)
 SERVER_DAYS, IDENTITY_DAYS = 30, 7  # the longest, and what a module gets that does not ask
-ENCRYPTION = "workload encryption"  # a key of the device's, named as no module can be
+ENCRYPTION = b"encryption"  # what its key is made for, beside signing
 CIPHER_VERSION = b"\2"  # then the ciphertext, then its tag
 VECTOR_BYTES = range(8, 129)  # that OpenSSL takes for AES-GCM
 
 
 class Workload:
-    """identity: hub/device/module, whose socket it is."""
+    """identity: hub/device/module, whose socket it is. key: of the module; what it encrypts with is made from it."""
 
-    def __init__(self, identity: str, secret: Secret, authority: Authority) -> None:
+    def __init__(self, identity: str, key: bytes, authority: Authority) -> None:
         self._identity = identity
         self._module = identity.rpartition("/")[2]
-        self._key = secret.key(self._module)
-        self._cipher = AESGCM(secret.key(ENCRYPTION))
+        self._key = key
+        self._cipher = AESGCM(hmac.digest(key, ENCRYPTION, hashlib.sha256))
         self._authority = authority
         self._server = http.Server(
             self._answer,

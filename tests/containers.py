@@ -108,6 +108,8 @@ def engine(folder: Path) -> Iterator[None]:
             daemon.wait(START_SECONDS)
         except subprocess.TimeoutExpired:
             daemon.kill()
+        # It leaves this mount behind, and then the folder cannot be deleted.
+        subprocess.run(["umount", folder / "exec/netns/default"], capture_output=True, check=False)
 
 
 @contextmanager
