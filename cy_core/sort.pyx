@@ -10,9 +10,9 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from cy_core.columns cimport AT_LEAST, Columns
-from cy_core.plan cimport HASH, Plan, find_extended, find_whole, is_segment
+from cy_core.plan cimport HASH, Plan, find_extended, find_whole, is_segment, message_t
 from cy_core.structs cimport ERROR_FRAME, ID_MASK, REMOTE_FRAME, frame_t, payload_length
-from cy_core.variants cimport Variants, payload_of, variant_t
+from cy_core.variants cimport Variants, known_place, known_t, kind_of, payload_of, variant_t
 
 
 cdef inline uint64_t recent_key(const frame_t* record, bint whole) noexcept nogil:
@@ -106,11 +106,13 @@ cdef class Sorter:
         cdef const uint16_t* needed = self.needed
         cdef const uint16_t* standard = self.plan.identifiers.standard
         cdef const recent_t* recent = self.recent
+        cdef const known_t* known
+        cdef const message_t* message
         cdef uint32_t variant, first_extended = 0 if whole else 2048
-        cdef uint64_t key
+        cdef uint64_t key, kind
         cdef Py_ssize_t i = 0, start
         while i < count:
-            # Two loops for nearly all frames. There is no call in them, so that registers hold what each needs.
+            # Three loops for nearly all frames. There is no call in them, so that registers hold what each needs.
             start = i
             while i < count and records[i].can_id < first_extended:
                 variant = standard[<uint32_t>records[i].bus << 11 | records[i].can_id]
@@ -124,6 +126,21 @@ cdef class Sorter:
                 variant = recent[recent_place(key)].message
                 if recent[recent_place(key)].key != key or records[i].length < needed[variant]:
                     break
+                variant_of[i] = variant
+                counts[variant] += 1
+                i += 1
+            while i < count and records[i].can_id < first_extended and records[i].length <= 8:
+                variant = standard[<uint32_t>records[i].bus << 11 | records[i].can_id]
+                if records[i].length >= needed[variant]:
+                    break
+                message = &self.plan.messages[variant - 1]
+                key = records[i].data & message.selecting
+                kind = kind_of(variant, records[i].length)
+                known = &self.variants.known[known_place(key, kind)]
+                variant = known.variant
+                if known.key != key or known.kind != kind or counts[variant] == 0:
+                    break
+                columns.short_frames += records[i].length < message.needed
                 variant_of[i] = variant
                 counts[variant] += 1
                 i += 1

@@ -20,9 +20,8 @@ cdef struct variant_t:          # what frames of one message that hold the same 
 
 cdef struct known_t:
     uint64_t key                # the selecting bits
-    uint32_t message            # + 1; 0: nothing is known here
+    uint64_t kind               # message and length; 0: nothing is known here
     uint32_t variant
-    uint16_t length
 
 
 cdef class Variants:
@@ -48,16 +47,24 @@ cdef class Variants:
         """The variant that a frame of message number - 1 is; what it was told by is remembered."""
         cdef const message_t* message = &self.plan.messages[number - 1]
         cdef uint32_t length = payload_length(record)
-        cdef uint64_t key
+        cdef uint64_t key, kind = kind_of(number, length)
         cdef known_t* known
         if length >= message.needed and not message.is_multiplexed:
             return number
         memcpy(&key, payload_of(record, slots), 8)
         key &= message.selecting
-        known = &self.known[(key + (<uint64_t>number << 16) + length) * HASH >> 55]
-        if known.key == key and known.message == number and known.length == length:
+        known = &self.known[known_place(key, kind)]
+        if known.key == key and known.kind == kind:
             return known.variant
         return self._meet(number, record, slots, known)
+
+
+cdef inline uint64_t kind_of(uint32_t number, uint32_t length) noexcept nogil:
+    return <uint64_t>number << 16 | length
+
+
+cdef inline uint32_t known_place(uint64_t key, uint64_t kind) noexcept nogil:
+    return <uint32_t>((key + kind) * HASH >> 55)
 
 
 cdef inline const uint8_t* payload_of(const frame_t* record, const uint8_t* slots) noexcept nogil:

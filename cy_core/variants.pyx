@@ -82,9 +82,8 @@ cdef class Variants:
             made.older = self.variants[number].older
             self.variants[number].older = variant
         if message.selects_early:
-            known.key, known.message, known.length = (<const uint64_t*>(self.row + ROW_HEAD))[0], number, length
-            known.key &= message.selecting
-            known.variant = variant
+            known.key = (<const uint64_t*>(self.row + ROW_HEAD))[0] & message.selecting
+            known.kind, known.variant = kind_of(number, length), variant
         return variant
 
     cdef void _find_present(self, const message_t* message, uint32_t length) noexcept nogil:
