@@ -118,11 +118,12 @@ class TableMaker:
     def samples(self, columns: Columns, utc_offset_us: int = 0, place: int = 0) -> Samples:
         """In no order. place: what goes before what, of two of one time and signal; less than 2^32."""
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are data
-            parts = [part for group in columns.groups() for part in self._group(group)]
+            parts = [part for group in columns.groups() for part in self._group(group, place)]
         if not parts:
             return Samples(*(np.empty(0, kind) for kind in SAMPLE_KINDS))
-        times, numbers, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Samples(times + utc_offset_us, numbers.astype(np.int64) << 32 | place, *others)
+        found = Samples(*map(np.concatenate, zip(*parts, strict=True)))
+        np.add(found.time_us, utc_offset_us, out=found.time_us)
+        return found
 
     def table_of(self, parts: Sequence[Samples]) -> pa.Table:
         """All of them with the columns of SCHEMA and ORDER. Once for many is much cheaper than for each."""
@@ -135,7 +136,7 @@ class TableMaker:
                 self._messages.array(numbers),
                 self._signals.array(numbers),
                 pa.array(whole.raw),
-                pa.array(whole.value, mask=whole.is_null),
+                pa.array(whole.value, mask=whole.is_null if whole.is_null.any() else None),
                 self._labels.array(whole.label),
                 pa.array(whole.order),
             ],
@@ -148,7 +149,7 @@ class TableMaker:
         numbers = {int(firsts[group.message]) + index for group in groups for index, _, _ in group.columns}
         return {(number, self._facts[number]) for number in numbers}
 
-    def _group(self, group: Any) -> Iterator[tuple[Numbers, ...]]:
+    def _group(self, group: Any, place: int) -> Iterator[tuple[Numbers, ...]]:
         times = np.frombuffer(group.times, np.int64)
         first = self._firsts[group.message]
         signals = self.manifest.messages[group.message].signals
@@ -159,7 +160,7 @@ class TableMaker:
             parts: list[Numbers] = [raw.astype(np.int64), value, label, self._labels.nulls(first + index, column)]
             if len(column) != len(times):
                 parts = [np.repeat(array, len(times)) for array in parts]
-            yield times, np.full(len(times), first + index, np.int32), *parts
+            yield times, np.full(len(times), int(first + index) << 32 | place, np.int64), *parts
 
 
 def physical(signal: Signal, column: Numbers) -> Numbers:
