@@ -165,7 +165,7 @@ class Uplink:
             return [suspect]
         is_due = self._is_due() or not self.settings.latency_s
         messages, is_filling = await self._receipts.in_thread(lambda: self._choose(is_due))
-        self._look = bool(messages)
+        self._look = self._look or bool(messages)  # it may have been told to look again meanwhile
         if not is_filling or messages:
             self._due = None
         if is_filling and self._due is None:
