@@ -170,20 +170,21 @@ def sealed(form: tuple[int, int], rest: bytes) -> bytes:
 
 def block_frames(data: bytes) -> None:
     """The inside of a block of frames, in either version: what comes out goes in again."""
-    refused = None
+    refused = []
     for form in (block.FRAMES, block.MIXED_FRAMES):
         taken = Frames()
         try:
             buses = block.decode_frames(sealed(form, COLD.name + data), taken)
         except BlockCorrupt as error:
-            refused = error
+            refused.append(error)
             continue
         again = Frames()
         if len(taken):
-            block.decode_frames(block.encode_frames(taken, buses, COLD, mixed=form == block.MIXED_FRAMES), again)
+            mixed = form == block.MIXED_FRAMES
+            block.decode_frames(block.encode_frames(taken, buses, COLD, mixed=mixed), again)
         assert list(again) == list(taken)
-    if refused:
-        raise refused
+    if len(refused) == 2:
+        raise refused[0]
 
 
 def block_signals(data: bytes) -> None:
