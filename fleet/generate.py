@@ -171,7 +171,7 @@ class _Vehicle:
             self.truth.records.append(record)
             waiting.append((record, body))
             if now_us >= offline_until and self._random.random() < 0.01:
-                offline_until = now_us + self._random.randrange(6, 90) * self._pace.block_us
+                offline_until = now_us + self._random.randrange(60, 900) * self._pace.block_us // 10
             if now_us < offline_until:
                 evictions += self._evict(waiting, now_us)
             elif len(waiting) >= RECORDS_IN_MESSAGE or record.manifest != waiting[0][0].manifest:
