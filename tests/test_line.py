@@ -187,6 +187,7 @@ class LiveBus:
         self.before = self.unheard = 0  # frames before anybody listened, and while nobody did again
         self.frames_per_second = 0.0
         self._position = 0
+        self._was_heard = False
 
     def __enter__(self) -> "LiveBus":
         self._thread.start()
@@ -215,8 +216,8 @@ class LiveBus:
         client.setblocking(True)
         hello = {"format": 1, "position": self._position, "buses": list(self._buses)}
         client.sendall(json.dumps(hello).encode() + b"\n")
-        if not self.before:
-            self.before, self.unheard = self.unheard, 0
+        if not self._was_heard:
+            self.before, self.unheard, self._was_heard = self.unheard, 0, True
         return client
 
     def _play(self) -> None:
