@@ -3,7 +3,9 @@
     .log .log.gz .log.zst     candump -l
     .blf .mf4                 python-can (on the bench only); there can2 is channel 2, any other name its place
 
-Not .asc and .trc: they lose the data of error frames, CAN FD and remote frames. A file appears whole or not at all.
+Not .asc and .trc: they lose the data of error frames, CAN FD and remote frames. MF4 keeps data, error and remote frames
+apart, with nothing but the time between them: those of one microsecond read again kind by kind. A file appears whole or
+not at all.
 """
 
 import gzip

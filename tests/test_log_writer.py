@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cy_core.frames import Frames
@@ -49,6 +49,7 @@ def read(path: Path) -> list[tuple[int, str, int, int, bytes]]:
 
 @pytest.mark.parametrize("suffix", [".log", ".log.gz", ".log.zst", ".blf", ".mf4"])
 @settings(max_examples=15, deadline=None)
+@example(rows=[(0, 0, 1, 0, b"\1"), (0, 0, 1 | REMOTE, 0, b""), (0, 0, 1, 0, b"\2")])
 @given(rows=st.lists(classic | remote | fd, min_size=1, max_size=40))
 def test_frames_come_back_as_they_were(suffix: str, rows: list[Row]) -> None:
     frames = frames_of(rows)
@@ -58,7 +59,10 @@ def test_frames_come_back_as_they_were(suffix: str, rows: list[Row]) -> None:
             half = len(frames) // 2
             writer.write(frames.slice(0, half), BUSES)
             writer.write(frames.slice(half, len(frames)), BUSES)
-        assert read(path) == [(time_us, BUSES[number], *rest) for time_us, number, *rest in frames]
+        expected = [(time_us, BUSES[number], *rest) for time_us, number, *rest in frames]
+        if suffix == ".mf4":  # kinds apart within a microsecond
+            expected.sort(key=lambda row: (row[0], row[2] & REMOTE))
+        assert read(path) == expected
         assert [left.name for left in Path(folder).iterdir()] == [path.name]
 
 
