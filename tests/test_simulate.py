@@ -63,10 +63,9 @@ def running(tmp_path: Path) -> Iterator[Running]:
 @pytest.mark.process
 def test_a_second_terminal_sees_and_changes_what_runs(running):
     running.until("collector: running and connected")
-    running.until("uplink:", "bytes", "$.ct=application/x-protobuf")
-
     done = bordnetz("twin", "set", "uplink", '{"latency_s": 2, "message_units": null}', "--state", running.state)
     assert done.returncode == 0, done.stderr
+    running.until("uplink:", "bytes", "$.ct=application/x-protobuf")
     desired = json.loads(done.stdout)["properties"]["desired"]
     assert desired["latency_s"] == 2
     assert "message_units" not in desired
