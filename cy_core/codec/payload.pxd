@@ -98,10 +98,12 @@ cdef inline bint code_row(
     uint64_t* values,
     uint32_t* recent,
     bint as_predicted,
+    bint known,
 ) noexcept nogil:
     """A row behind the first. values: read or written; recent: rows of late that were as predicted, one bit each.
 
-    as_predicted: writing, that what follows from the fields (checksums) does so. Returns whether all is as predicted.
+    as_predicted: writing, that what follows from the fields (checksums) does so. known: the values are known to both
+    sides, and only become history. Returns whether all is as predicted.
     """
     cdef Py_ssize_t i
     cdef uint64_t[FIELDS_MAX] expected
@@ -113,10 +115,11 @@ cdef inline bint code_row(
         if histories[i].moved:  # else all predictions are the same
             chosen[i] = choice(&histories[i])
             expected[i] = prediction(&histories[i], chosen[i], widths[i])
-        if not coder.reading and wrap(values[i] - expected[i], widths[i]):
+        if (known or not coder.reading) and wrap(values[i] - expected[i], widths[i]):
             as_predicted = False
-    as_predicted = code_bit(coder, line(models, mix(key, ROW)) + (recent[0] & 15), as_predicted)
-    recent[0] = recent[0] << 1 | as_predicted
+    if not known:
+        as_predicted = code_bit(coder, line(models, mix(key, ROW)) + (recent[0] & 15), as_predicted)
+        recent[0] = recent[0] << 1 | as_predicted
     for i in range(count):
         residual = 0
         if not as_predicted:
@@ -124,14 +127,16 @@ cdef inline bint code_row(
                 chosen[i] = choice(&histories[i])
             context = level(histories[i].recent) << 3 | chosen[i] << 1 | neighbour
             residual = wrap(values[i] - expected[i], widths[i])
-            if models.mixes:
+            if known:
+                pass
+            elif models.mixes:
                 residual = code_residual_mixed(
                     coder, models, mix(key, FIELD + i), context, AFTER + histories[i].residual, residual
                 )
             else:
                 residual = code_residual(coder, models, mix(key, FIELD + i), context, residual)
             neighbour = residual != 0
-        if coder.reading:
+        if coder.reading and not known:
             values[i] = (expected[i] + <uint64_t>residual) & (0xFFFFFFFFFFFFFFFFULL >> (64 - widths[i]))
         if residual == 0 and histories[i].moved == 0:
             stay(&histories[i])

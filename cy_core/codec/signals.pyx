@@ -370,7 +370,7 @@ cdef class SignalCodec(Groups):
                     values[i] = code_value(coder, models, mix(key, FIRST + i), widths[i], values[i])
                     start_history(&histories[i], values[i])
             else:
-                code_row(coder, models, key, widths, count, histories, values, &recent, True)
+                code_row(coder, models, key, widths, count, histories, values, &recent, True, False)
                 if self.learning and row & 15 == 0:
                     for i in range(count):
                         learn_value(models, mix(key, FIRST + i), widths[i], values[i])

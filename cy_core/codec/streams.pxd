@@ -19,6 +19,7 @@ cdef enum:
     SELECT = 0xC0000
     TIE = 0xD0000
     NEW = 0xE0000
+    COPY = 0x180000
     MOST_STREAMS = 1 << 16
     MOST_BUSES = 64
     ROWS_MAX = 1 << 16
@@ -41,6 +42,9 @@ cdef struct stream_t:
     int64_t period_us           # 0: not known
     int32_t row                 # -1: none yet; with a selector this is the row of the selector alone
     int32_t selected            # where its 256 rows are, one for each value of the selector; -1: none yet
+    int32_t sister              # the same identifier, flags and length on another bus; -1: none
+    uint32_t coded_at           # as code_payload() counts; 0: not yet in this block
+    uint32_t copied             # payloads of late that were the sister's, one bit each
 
 
 cdef struct row_t:
@@ -54,6 +58,8 @@ cdef class Streams:
     cdef object table, names
     cdef stream_t* streams
     cdef due_t* dues
+    cdef uint64_t (*payloads)[8]  # the last one of each stream
+    cdef uint32_t payload_count
     cdef Py_ssize_t stream_count, stream_capacity, known_count
     cdef field_t* fields
     cdef uint8_t* widths        # of the fields
@@ -75,9 +81,12 @@ cdef class Streams:
     cdef int32_t _add(self, uint32_t bus_key, uint8_t bus, uint32_t can_id, uint8_t flags, uint8_t length) except -1 nogil
     cdef int _grow(self) except -1 nogil
     cdef void _place(self, int32_t number) noexcept nogil
+    cdef void _find_sister(self, int32_t number) noexcept nogil
+    cdef bint _code_copy(self, coder_t* coder, stream_t* stream, uint64_t* payload) noexcept nogil
+    cdef void _code_rows(self, coder_t* coder, stream_t* stream, uint64_t* payload, bint known) noexcept nogil
     cdef void _code_fields(
         self, coder_t* coder, stream_t* stream, uint32_t key, int32_t* row, int32_t first, int32_t count,
-        uint64_t* values, uint64_t* payload, bint last
+        uint64_t* values, uint64_t* payload, bint last, bint known
     ) noexcept nogil
     cdef bint _follows(self, const stream_t* stream, const uint64_t* payload) noexcept nogil
     cdef void _code_rules(self, coder_t* coder, const stream_t* stream, uint64_t* payload, bint known) noexcept nogil

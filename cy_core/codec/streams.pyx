@@ -1,16 +1,16 @@
 """The streams of a block, and the way of a payload through fields, history and checksum rules."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcmp, memcpy, memset
 
 from cy_core.codec.checksum cimport follow, rule_t
-from cy_core.codec.coder cimport coder_t
-from cy_core.codec.models cimport Models, mix
+from cy_core.codec.coder cimport code_bit, coder_t
+from cy_core.codec.models cimport Models, line, mix
 from cy_core.codec.number cimport code_residual, code_value, learn_value
 from cy_core.codec.order cimport due_t
 from cy_core.codec.payload cimport FIELDS_MAX, code_row, history_t, start_history, wrap
 from cy_core.crc32c cimport update
-from cy_core.structs cimport REMOTE_FRAME
+from cy_core.structs cimport PAYLOAD_SLOT, REMOTE_FRAME
 
 cdef extern from *:
     """
@@ -61,6 +61,7 @@ cdef class Streams:
     def __dealloc__(self):
         free(self.streams)
         free(self.dues)
+        free(self.payloads)
         free(self.fields)
         free(self.widths)
         free(self.rules)
@@ -77,11 +78,14 @@ cdef class Streams:
                 self.bus_keys[i] = bus_key(names[i])
             self._know(names)
         self.stream_count = self.known_count
-        self.row_count = self.history_count = self.selected_count = 0
+        self.row_count = self.history_count = self.selected_count = self.payload_count = 0
         if self.places:
             memset(self.places, 0xFF, (self.place_mask + 1) * sizeof(int32_t))
         for i in range(self.known_count):
             self.streams[i].row = self.streams[i].selected = -1
+            self.streams[i].coded_at = self.streams[i].copied = 0
+            if self.streams[i].sister >= self.known_count:
+                self.streams[i].sister = -1  # it was described in the block before
             self.dues[i] = due_t(
                 key=self.streams[i].key, last=0, due=0, period=16 * self.streams[i].period_us // unit_us,
                 seen=0, recent=0, follower=-1,
@@ -117,7 +121,7 @@ cdef class Streams:
         cdef uint32_t place
         cdef const stream_t* stream
         if self.stream_count:
-            place = mix(can_id, <uint32_t>bus << 16 | <uint32_t>flags << 8 | length) & self.place_mask
+            place = _hash(can_id, flags, length) & self.place_mask
             while self.places[place] >= 0:
                 stream = &self.streams[self.places[place]]
                 if stream.can_id == can_id and stream.bus == bus and stream.flags == flags and stream.length == length:
@@ -140,9 +144,12 @@ cdef class Streams:
         stream.field_count = 0 if can_id & REMOTE_FRAME else length
         stream.period_us = 0
         stream.row = stream.selected = -1
+        stream.coded_at = stream.copied = 0
+        stream.sister = -1
         self.dues[number] = due_t(key=stream.key, last=0, due=0, period=0, seen=0, recent=0, follower=-1)
         self.stream_count += 1
         self._place(number)
+        self._find_sister(number)
         return number
 
     cdef int _grow(self) except -1 nogil:
@@ -150,16 +157,20 @@ cdef class Streams:
         cdef Py_ssize_t capacity = max(512, 2 * self.stream_capacity), i
         cdef void* streams = realloc(self.streams, capacity * sizeof(stream_t))
         cdef void* dues
+        cdef void* payloads
         cdef void* places
         if streams != NULL:
             self.streams = <stream_t*>streams
         dues = realloc(self.dues, capacity * sizeof(due_t))
         if dues != NULL:
             self.dues = <due_t*>dues
+        payloads = realloc(self.payloads, capacity * sizeof(self.payloads[0]))
+        if payloads != NULL:
+            self.payloads = <uint64_t(*)[8]>payloads
         places = realloc(self.places, 2 * capacity * sizeof(int32_t))
         if places != NULL:
             self.places = <int32_t*>places
-        if streams == NULL or dues == NULL or places == NULL:
+        if streams == NULL or dues == NULL or payloads == NULL or places == NULL:
             with gil:
                 raise MemoryError(f"no memory for {capacity} streams")
         self.stream_capacity, self.place_mask = capacity, 2 * capacity - 1
@@ -170,46 +181,83 @@ cdef class Streams:
 
     cdef void _place(self, int32_t number) noexcept nogil:
         cdef const stream_t* stream = &self.streams[number]
-        cdef uint32_t place = mix(stream.can_id, <uint32_t>stream.bus << 16 | <uint32_t>stream.flags << 8 | stream.length)
-        place &= self.place_mask
+        cdef uint32_t place = _hash(stream.can_id, stream.flags, stream.length) & self.place_mask
         while self.places[place] >= 0:
             place = (place + 1) & self.place_mask
         self.places[place] = number
+
+    cdef void _find_sister(self, int32_t number) noexcept nogil:
+        """The first one that differs in its bus alone; it takes this one for its own if it has none yet."""
+        cdef stream_t* stream = &self.streams[number]
+        cdef stream_t* other
+        cdef uint32_t place = _hash(stream.can_id, stream.flags, stream.length) & self.place_mask
+        while self.places[place] != number:  # the older, the further to the front
+            other = &self.streams[self.places[place]]
+            if other.can_id == stream.can_id and other.flags == stream.flags and other.length == stream.length:
+                stream.sister = self.places[place]
+                if other.sister < 0:
+                    other.sister = number
+                return
+            place = (place + 1) & self.place_mask
 
     # -- payloads --------------------------------------------------------------------------------------------
 
     cdef void code_payload(self, coder_t* coder, int32_t number, uint64_t* payload) noexcept nogil:
         """payload: 64 bytes, zero behind the length; read or written."""
         cdef stream_t* stream = &self.streams[number]
+        cdef bint known = False
+        if stream.field_count == 0 and stream.rule_count == 0:
+            return
+        if not self.models.data.mixes:
+            self._code_rows(coder, stream, payload, False)
+            return
+        if stream.sister >= 0 and self.streams[stream.sister].coded_at:
+            known = self._code_copy(coder, stream, payload)
+        self._code_rows(coder, stream, payload, known)
+        memcpy(self.payloads[number], payload, PAYLOAD_SLOT)
+        self.payload_count += 1
+        stream.coded_at = self.payload_count
+
+    cdef bint _code_copy(self, coder_t* coder, stream_t* stream, uint64_t* payload) noexcept nogil:
+        """Is it what the same message has on another bus?"""
+        cdef const uint64_t* copy = self.payloads[stream.sister]
+        cdef int place = (stream.copied & 7) << 1 | (self.streams[stream.sister].coded_at > stream.coded_at)
+        cdef bint is_copy = not coder.reading and memcmp(copy, payload, PAYLOAD_SLOT) == 0
+        is_copy = code_bit(coder, line(&self.models.data, mix(stream.key, COPY)) + place, is_copy)
+        stream.copied = stream.copied << 1 | is_copy
+        if is_copy:
+            memcpy(payload, copy, PAYLOAD_SLOT)
+        return is_copy
+
+    cdef void _code_rows(self, coder_t* coder, stream_t* stream, uint64_t* payload, bint known) noexcept nogil:
+        """known: nothing is read or written, the fields only take note."""
         cdef uint64_t[FIELDS_MAX] values
         cdef uint64_t word
         cdef const field_t* field = self.fields + stream.first_field
         cdef int32_t i
         cdef uint32_t key = stream.key
-        if stream.field_count == 0 and stream.rule_count == 0:
-            return
-        if not coder.reading:
+        if known or not coder.reading:
             for i in range(stream.field_count):
                 word = payload[field[i].word]
                 if field[i].big_endian:
                     word = swap64(word)
                 values[i] = (word >> field[i].shift) & (0xFFFFFFFFFFFFFFFFULL >> (64 - field[i].width))
         if not stream.has_selector:
-            self._code_fields(coder, stream, key, &stream.row, 0, stream.field_count, values, payload, True)
+            self._code_fields(coder, stream, key, &stream.row, 0, stream.field_count, values, payload, True, known)
             return
-        self._code_fields(coder, stream, mix(key, SELECT), &stream.row, 0, 1, values, payload, False)
+        self._code_fields(coder, stream, mix(key, SELECT), &stream.row, 0, 1, values, payload, False, known)
         if stream.selected < 0:
             stream.selected = self.selected_count
             self.selected_count += 256
             memset(self.selected + stream.selected, 0xFF, 256 * sizeof(int32_t))
         self._code_fields(
             coder, stream, mix(mix(key, SELECT), 1 + values[0]), &self.selected[stream.selected + values[0]],
-            1, stream.field_count - 1, values, payload, True,
+            1, stream.field_count - 1, values, payload, True, known,
         )
 
     cdef void _code_fields(
         self, coder_t* coder, stream_t* stream, uint32_t key, int32_t* row, int32_t first, int32_t count,
-        uint64_t* values, uint64_t* payload, bint last
+        uint64_t* values, uint64_t* payload, bint last, bint known
     ) noexcept nogil:
         """Fields first..first+count-1, then, where they are the last, what follows from all."""
         cdef const uint8_t* widths = self.widths + stream.first_field + first
@@ -219,24 +267,25 @@ cdef class Streams:
         cdef uint64_t word
         cdef int32_t i
         values += first
-        if last and not coder.reading:
+        if last and not known and not coder.reading:
             as_predicted = self._follows(stream, payload)
         if row[0] < 0:
             row[0] = self._new_row(count)
             for i in range(count):
-                values[i] = code_value(coder, &self.models.data, mix(key, FIRST + i), widths[i], values[i])
+                if not known:
+                    values[i] = code_value(coder, &self.models.data, mix(key, FIRST + i), widths[i], values[i])
                 if row[0] >= 0:
                     start_history(&self.histories[self.rows[row[0]].first_history + i], values[i])
             as_predicted = False
         else:
             as_predicted = code_row(
                 coder, &self.models.data, key, widths, count, self.histories + self.rows[row[0]].first_history,
-                values, &self.rows[row[0]].recent, as_predicted,
+                values, &self.rows[row[0]].recent, as_predicted, known,
             )
             if self.learning:
                 for i in range(count):
                     learn_value(&self.models.data, mix(key, FIRST + i), widths[i], values[i])
-        if not last:
+        if known or not last:
             return
         if coder.reading:
             memset(payload, 0, 64)
@@ -287,6 +336,11 @@ cdef class Streams:
         self.history_count += count
         self.row_count += 1
         return self.row_count - 1
+
+
+cdef inline uint32_t _hash(uint32_t can_id, uint8_t flags, uint8_t length) noexcept nogil:
+    """Without the bus, so that the same message of another one is close by."""
+    return mix(can_id, <uint32_t>flags << 8 | length)
 
 
 def bus_key(str name not None):

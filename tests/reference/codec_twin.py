@@ -141,14 +141,14 @@ class Row:
         self.errors = [[0, 0, 0] for _ in widths]
         self.flags = 15
 
-    def next(self) -> tuple[list[int], bool]:
-        """The values, and whether all is as predicted."""
+    def next(self, known: Sequence[int] | None = None) -> tuple[list[int], bool]:
+        """The values, and whether all is as predicted. known: the values, of which nothing is read."""
         if self.last is None:
-            self.last = [self.bits.value(mix(self.key, 0xA0000 + i), width) for i, width in enumerate(self.widths)]
-            self.last = [value & (1 << width) - 1 for value, width in zip(self.last, self.widths, strict=True)]
+            self.last = list(known or map(self._first, range(len(self.widths)), self.widths))
             return list(self.last), False
-        same = self.bits.bit(mix(self.key, 0x20000), self.flags & 15)
-        self.flags = self.flags << 1 | same
+        same = known is None and self.bits.bit(mix(self.key, 0x20000), self.flags & 15)
+        if known is None:
+            self.flags = self.flags << 1 | same
         neighbour = 0
         for i, (last, width) in enumerate(zip(self.last, self.widths, strict=True)):
             moved = self.moved[i]
@@ -156,7 +156,9 @@ class Row:
             errors = self.errors[i]
             choice = errors.index(min(errors))
             residual = 0
-            if not same:
+            if known:
+                residual = signed(known[i] - last - steps[choice], width)
+            elif not same:
                 context = self.recent[i].bit_length() << 3 | choice << 1 | neighbour
                 before = max(-15, min(15, self.residuals[i]))
                 residual = self.bits.residual(mix(self.key, 0x30000 + i), context, 0x2010 + before)
@@ -170,6 +172,9 @@ class Row:
                 errors[k] = errors[k] + 16 * size - (errors[k] >> 3) & M32
             self.moved[i], self.last[i] = now, value
         return list(self.last), bool(same)
+
+    def _first(self, i: int, width: int) -> int:
+        return self.bits.value(mix(self.key, 0xA0000 + i), width) & (1 << width) - 1
 
 
 def signed(value: int, width: int) -> int:
@@ -215,6 +220,16 @@ class Stream:
         self.rows: dict[int | None, Row] = {}
         self.first = self.due = self.period = self.seen = self.recent = 0
         self.follower: Stream | None = None
+        self.sister: Stream | None = None
+        self.coded_at = self.copied = 0
+        self.payload = b""
+
+    def meet(self, others: Sequence["Stream"]) -> None:
+        for other in others:
+            if (other.can_id, other.flags, other.length) == (self.can_id, self.flags, self.length):
+                self.sister = other
+                other.sister = other.sister or self
+                return
 
 
 class Line:
@@ -337,7 +352,8 @@ class Reader(Order):
                 stream = Stream(number, can_id, flags, length, self._key(number, can_id, flags, length))
                 stream.fields, stream.rules, stream.has_selector = list(fields), list(rules), has_selector
                 stream.period = 16 * period_us // self.unit
-                self.streams.append(stream)
+                self._add(stream)
+        self.payloads = 0
 
     def _key(self, bus: int, can_id: int, flags: int, length: int) -> int:
         return mix(mix(self.keys[bus], can_id), flags << 8 | length)
@@ -384,19 +400,39 @@ class Reader(Order):
             return known
         can_id, flags, length = (self.bits.value(mix(0xE0000, i), width) for i, width in ((1, 32), (2, 8), (3, 8)))
         bus = self.bits.value(mix(0xE0000, 4), 8) if len(self.lines) == 1 else self.lines.index(line)
-        self.streams.append(Stream(bus, can_id, flags, length, self._key(bus, can_id, flags, length)))
-        return self.streams[-1]
+        return self._add(Stream(bus, can_id, flags, length, self._key(bus, can_id, flags, length)))
+
+    def _add(self, stream: Stream) -> Stream:
+        stream.meet(self.streams)
+        self.streams.append(stream)
+        return stream
 
     def _payload(self, stream: Stream) -> bytes:
         if not stream.fields and not stream.rules:
             return b""
+        sister = stream.sister
+        known = None
+        if self.bits.mixes and sister and sister.coded_at:
+            place = (stream.copied & 7) << 1 | (sister.coded_at > stream.coded_at)
+            is_copy = self.bits.bit(mix(stream.key, 0x180000), place)
+            stream.copied = stream.copied << 1 | is_copy
+            known = sister.payload if is_copy else None
+        stream.payload = self._fields_of(stream, known)
+        self.payloads += 1
+        stream.coded_at = self.payloads
+        return stream.payload
+
+    def _fields_of(self, stream: Stream, known: bytes | None) -> bytes:
+        told = [_value(known, field) for field in stream.fields] if known else None
         if stream.has_selector:
             key = mix(stream.key, 0xC0000)
-            [first], _ = self._row(stream, None, key, stream.fields[:1])
-            values, same = self._row(stream, first, mix(key, 1 + first), stream.fields[1:])
+            [first], _ = self._row(stream, None, key, stream.fields[:1], told and told[:1])
+            values, same = self._row(stream, first, mix(key, 1 + first), stream.fields[1:], told and told[1:])
             values = [first, *values]
         else:
-            values, same = self._row(stream, None, stream.key, stream.fields)
+            values, same = self._row(stream, None, stream.key, stream.fields, told)
+        if known:
+            return known
         words = [0] * 8
         for value, (word, big_endian, shift, _) in zip(values, stream.fields, strict=True):
             bits = value << shift
@@ -407,6 +443,14 @@ class Reader(Order):
             payload[rule[1]] |= (follow(rule, payload) + residual & (1 << rule[3]) - 1) << rule[2]
         return bytes(payload)
 
-    def _row(self, stream: Stream, number: int | None, key: int, fields: list[Sequence[int]]) -> tuple[list[int], bool]:
+    def _row(
+        self, stream: Stream, number: int | None, key: int, fields: list[Sequence[int]], known: list[int] | None
+    ) -> tuple[list[int], bool]:
         row = stream.rows.setdefault(number, Row(self.bits, key, [field[3] for field in fields]))
-        return row.next()
+        return row.next(known)
+
+
+def _value(payload: bytes, field: Sequence[int]) -> int:
+    word, big_endian, shift, width = field
+    eight = payload.ljust(64, b"\0")[8 * word : 8 * word + 8]
+    return int.from_bytes(eight, "big" if big_endian else "little") >> shift & (1 << width) - 1
