@@ -20,6 +20,7 @@ from pathlib import Path
 import apsw
 
 from edge.durable import write_durably
+from edge.outbox.database import CORRUPT
 from edge.outbox.records import PAGE_BYTES
 
 HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoints, salt 1, salt 2, checksum 1, checksum 2
@@ -30,14 +31,36 @@ MAGIC, VERSION = 0x377F0682, 3007000  # checksums over little-endian words
 
 def is_damaged(database: Path, log: Path) -> bool:
     """Whether something that was flushed lies behind what SQLite can read. Raises apsw.Error, OSError."""
-    with closing(apsw.Connection(str(database))) as db:
-        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # it would remove the log
-        db.execute("PRAGMA user_version").fetchall()
-        readable, _ = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    try:
+        readable = _readable(database)
+    except CORRUPT:  # copied back already, the database may be longer than what can be read of the log says
+        readable = _sound(log)
     heads = list(_heads(log))
     salts = _salts(log, heads)
     ours = [head for head in heads[max(readable, 0) :] if head[2:4] == salts]  # the others are of before a restart
     return any(pages for _, pages, *_ in ours[:-1])
+
+
+def _readable(database: Path) -> int:
+    """How many frames SQLite takes."""
+    with closing(apsw.Connection(str(database))) as db:
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # it would remove the log
+        db.execute("PRAGMA user_version").fetchall()
+        return int(db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+
+
+def _sound(log: Path) -> int:
+    """The same without SQLite: up to the last commit before a checksum, or a salt, that is wrong."""
+    heads = list(_heads(log))
+    with log.open("rb") as file:
+        start = file.read(HEADER.size).ljust(HEADER.size, b"\0")
+    salts, sums, count = HEADER.unpack(start)[4:6], _checksum(start[:24], 0, 0), 0
+    for index, head in enumerate(heads):
+        sums = _sums(log, index, sums)
+        if head[2:4] != salts or head[4:6] != sums:
+            break
+        count = index + 1 if head[1] else count
+    return count
 
 
 def mend(log: Path) -> None:

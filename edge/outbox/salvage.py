@@ -119,11 +119,8 @@ def _log_was_damaged(files: Files) -> bool:
         return False
     from edge.outbox import log as wal  # needed after an unclean stop alone
 
-    try:
-        if not wal.is_damaged(files.database, files.log):
-            return False
-    except CORRUPT:
-        return False  # it is not for the log
+    if not wal.is_damaged(files.database, files.log):
+        return False
     log.error("%s is damaged before its end", files.log)
     files.suspect.touch()
     files.sync()
