@@ -380,7 +380,7 @@ def test_a_table_that_does_not_fit_its_payloads_is_refused(stream: Stream) -> No
 @pytest.mark.parametrize(
     ("name", "limits"),
     [
-        ("toyota_rav4_2017/rav4.log.gz", {(10, 1): 1.80, (1, 1): 2.0}),
+        ("toyota_rav4_2017/rav4.log.gz", {(10, 1): 1.80, (1, 1): 2.0, (10, 1000): 1.22}),
         ("subaru_2021/subaru.log.gz", {(10, 1): 1.55, (10, 1000): 0.80}),
         ("j1939_truck_idle/truck.log.gz", {(10, 1): 1.40}),
     ],

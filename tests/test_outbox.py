@@ -403,24 +403,29 @@ def test_a_flipped_bit_in_the_log_costs_one_record_at_most_and_not_all_that_was_
         assert outbox.append([new()]) == [11]
 
 
-def test_a_log_that_is_damaged_where_the_database_is_already_longer_costs_nothing_that_was_committed_behind(tmp_path):
-    """It was copied back, so the database has more pages than the last commit before the damage says."""
+@pytest.mark.parametrize("where", ["a frame", "the header"])
+def test_damage_in_a_log_that_the_database_is_ahead_of_costs_nothing_that_was_committed_behind_it(tmp_path, where):
+    """It was copied back, all of it or a part, so the database says that it has more pages than can be found."""
     bodies = [b"%d" % n + bytes(3000) for n in range(20)]
     folder, copy = tmp_path / "outbox", tmp_path / "copy"
     with Outbox(folder) as outbox, closing(apsw.Connection(str(folder / "outbox.db"))) as db:
         outbox.append([], ("log", b"0"))  # without the first page, which says how long the database is
-        first = (folder / "outbox.db-wal").stat().st_size
+        log, pages = folder / "outbox.db-wal", folder / "outbox.db"
+        behind, before = log.stat().st_size, pages.stat().st_size
         for body in bodies:
             outbox.append([new(body)])
         db.execute("SELECT * FROM totals").fetchall()  # else it knows of no log
         assert db.wal_checkpoint() > (0, 0)
-        copy.mkdir()
-        for name in ("outbox.db", "outbox.db-wal"):
-            (copy / name).write_bytes((folder / name).read_bytes())
-    content = bytearray((copy / "outbox.db-wal").read_bytes())
-    content[first : first + 4120] = bytes(4120)
+        content, database = bytearray(log.read_bytes()), pages.read_bytes()
+    if where == "a frame":
+        content[behind : behind + 4120] = bytes(4120)
+    else:
+        content[24] ^= 1  # of its own checksum
+        database = database[:before]
+    copy.mkdir()
+    (copy / "outbox.db").write_bytes(database)
     (copy / "outbox.db-wal").write_bytes(content)
-    with Outbox(tmp_path / "copy") as outbox:
+    with Outbox(copy) as outbox:
         assert drain(outbox) == {n + 1: body for n, body in enumerate(bodies)}
 
 

@@ -127,13 +127,11 @@ cdef inline bint code_row(
                 chosen[i] = choice(&histories[i])
             context = level(histories[i].recent) << 3 | chosen[i] << 1 | neighbour
             residual = wrap(values[i] - expected[i], widths[i])
-            if known:
-                pass
-            elif models.mixes:
+            if models.mixes and not known:
                 residual = code_residual_mixed(
                     coder, models, mix(key, FIELD + i), context, AFTER + histories[i].residual, residual
                 )
-            else:
+            elif not known:
                 residual = code_residual(coder, models, mix(key, FIELD + i), context, residual)
             neighbour = residual != 0
         if coder.reading and not known:

@@ -51,11 +51,9 @@ def _readable(database: Path) -> int:
 
 def _sound(log: Path) -> int:
     """The same without SQLite: up to the last commit before a checksum, or a salt, that is wrong."""
-    heads = list(_heads(log))
-    with log.open("rb") as file:
-        start = file.read(HEADER.size).ljust(HEADER.size, b"\0")
-    salts, sums, count = HEADER.unpack(start)[4:6], _checksum(start[:24], 0, 0), 0
-    for index, head in enumerate(heads):
+    salts, sums, is_sound = _header(log)
+    count = 0
+    for index, head in enumerate(_heads(log) if is_sound else ()):
         sums = _sums(log, index, sums)
         if head[2:4] != salts or head[4:6] != sums:
             break
@@ -94,13 +92,20 @@ def _sums(log: Path, index: int, before: tuple[int, ...]) -> tuple[int, int]:
 
 def _salts(log: Path, heads: list[tuple[int, ...]]) -> tuple[int, ...]:
     """What marks the frames of now; those of before the last restart have others."""
+    salts, _, is_sound = _header(log)
+    if is_sound:
+        return salts
+    votes = [head[2:4] for head in heads[:5] if head[0]]  # several, because the damage may reach into them
+    return max(votes, key=votes.count, default=salts)
+
+
+def _header(log: Path) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """Its salts and checksum, and whether it is as it was written."""
     with log.open("rb") as file:
         start = file.read(HEADER.size).ljust(HEADER.size, b"\0")
-    *_, one, two, sum_one, sum_two = HEADER.unpack(start)
-    if start[:3] == MAGIC.to_bytes(4)[:3] and _checksum(start[:24], 0, 0) == (sum_one, sum_two):
-        return one, two
-    votes = [head[2:4] for head in heads[:5] if head[0]]  # several, because the damage may reach into them
-    return max(votes, key=votes.count, default=(one, two))
+    fields = HEADER.unpack(start)
+    salts, sums = fields[4:6], fields[6:]
+    return salts, sums, start[:3] == MAGIC.to_bytes(4)[:3] and _checksum(start[:24], 0, 0) == sums
 
 
 def _heads(log: Path) -> Iterator[tuple[int, ...]]:
