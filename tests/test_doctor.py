@@ -236,7 +236,10 @@ async def test_the_methods_of_the_collector_answer_and_refuse_bad_payloads_with_
         assert len(found["campaigns"]) + found.get("left_out", {}).get("campaigns", 0) == 401
         assert next(iter((await call("getCampaigns"))[1]["campaigns"])) == "more_0"
         assert "more_399" in (await call("getStatus", {"campaigns": ["more_399"]}))[1]["campaigns"]
-        assert examine(device.host_path(VEHICLE_FOLDER) / "outbox")[0]["source"]["name"].startswith("replay:drive.log")
+        outbox = device.host_path(VEHICLE_FOLDER) / "outbox"
+        assert examine(outbox)[0]["source"]["name"].startswith("replay:drive.log")
+        last = (await status(device, "collector"))["source"]["frames"]
+    assert examine(outbox)[0]["source"]["frames"] >= last, "it leaves a last word when it is stopped"
 
 
 def test_what_is_wrong_on_a_bus_is_said_and_the_rest_is_counted() -> None:

@@ -104,6 +104,7 @@ class Module:
         self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._line_ended = False
         self._stopping = threading.Event()
+        self._status_lock = threading.Lock()
         self._change(self.twin.settings)
         self.twin.refresh()
 
@@ -128,6 +129,7 @@ class Module:
             self._stopping.set()
             await asyncio.gather(line, return_exceptions=True)
             await module.cancel(stopped, *others)
+            self._write_status()
         line.result()
 
     def _collect(self) -> None:
@@ -232,7 +234,8 @@ class Module:
     def _write_status(self) -> None:
         try:
             state = "finished" if self.collector.finished else "running"
-            doctor.write_status(self._folder, {"state": state, **self._describe()})
+            with self._status_lock:  # a cancelled task's thread goes on
+                doctor.write_status(self._folder, {"state": state, **self._describe()})
         except OSError as error:
             log.debug("no status left: %s", error)
 
