@@ -94,11 +94,15 @@ def figures(_: Workload, folder: Path) -> Iterator[dict[str, Any]]:
             yield {"figure": "compression", "recording": recording.name, "skipped": "not there: set BORDNETZ_DATA"}
             continue
         first, second, buses = _halves(recording.log)
-        tables = {tick_us: train.train([(first, buses)], tick_us) for tick_us in (1, 1000)}
+        tables = {
+            (tick_us, mixed): train.train([(first, buses)], tick_us, mixed=mixed)
+            for tick_us in (1, 1000)
+            for mixed in (False, True)
+        }
         yield from _sizes(recording, second, buses, tables)
-        yield _speed(recording, second, buses, tables[1], False)
-        yield _speed(recording, second, buses, tables[1], True)
-        yield _memory(recording, folder, tables[1])
+        yield _speed(recording, second, buses, tables[1, False], False)
+        yield _speed(recording, second, buses, tables[1, True], True)
+        yield _memory(recording, folder, tables[1, False])
         yield from _signals(recording)
         if recording.name == "RAV4":
             yield _powertrain(first, second)
@@ -117,15 +121,15 @@ def _halves(name: str, buses: tuple[str, ...] = ()) -> tuple[Frames, Frames, tup
 
 
 def _sizes(
-    recording: Recording, frames: Frames, buses: tuple[str, ...], tables: dict[int, Table]
+    recording: Recording, frames: Frames, buses: tuple[str, ...], tables: dict[tuple[int, bool], Table]
 ) -> Iterator[dict[str, Any]]:
     for seconds in SECONDS:
         parts = list(pack.cut(frames, seconds))
-        for tick_us, table in tables.items():
+        for tick_us in (1, 1000):
             ours, mixed = (
                 sum(len(block.encode_frames(frames, buses, table, tick_us, *part, mixed=mixed)) for part in parts)
                 / len(frames)
-                for mixed in (False, True)
+                for mixed, table in ((mixed, tables[tick_us, mixed]) for mixed in (False, True))
             )
             peers: dict[str, float | str] = {}
             for name, (needs, size) in PEERS.items():

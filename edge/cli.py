@@ -213,12 +213,14 @@ def unpack(packed: Path, out: Path, table_files: tuple[Path, ...]) -> None:
 @click.argument("logs", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, required=True, help="Model table to write.")
 @click.option("--resolution-us", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Of the times.")
+@click.option("--mixed", is_flag=True, help="For `bordnetz pack --mixed`.")
 @click.option("--manifest", type=FILE, help="With --campaigns: a table for blocks of signals, not of frames.")
 @click.option("--campaigns", type=FILE, help="What the vehicles collect.")
 def train(
     logs: tuple[Path, ...],
     out: Path,
     resolution_us: int,
+    mixed: bool,
     manifest: Path | None,
     campaigns: Path | None,
 ) -> None:
@@ -250,7 +252,7 @@ def train(
             seen = [frames for frames, _ in recordings]
             table = train_signals(selections, decoder_manifest, seen, progress.to)
         else:
-            table = training.train(recordings, resolution_us, progress.to)
+            table = training.train(recordings, resolution_us, progress.to, mixed=mixed)
     try:
         table.save(out)
     except OSError as error:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from cy_core.codec.raw import RawCodec
 from cy_core.codec.trial import best_constant, changes, coded_bytes
 from cy_core.frames import Frames
+from edge.block import FRAMES, MIXED_FRAMES
 from edge.pack import cut
 from edge.table import Field, Rule, Stream, Table
 
@@ -26,18 +27,22 @@ SUM, NIBBLES, XOR, CRC = 1, 2, 3, 4
 POLYNOMIALS = (0x1D, 0x2F, 0x07, 0x9B, 0x31, 0xD5, 0x39, 0x8D)
 LEARNING_SECONDS = (1, 10)  # lengths of the blocks that are learned from
 REMOTE = 0x40000000
-MIXED = 3  # version of the blocks that learn the most: those of version 2 use a part of it
 
 Recording = tuple[Frames, tuple[str, ...]]
 Say = Callable[[float], None]
 
 
 def train(
-    recordings: Iterable[tuple[Frames, tuple[str, ...]]], tick_us: int = 1, say: Say = lambda part: None
+    recordings: Iterable[tuple[Frames, tuple[str, ...]]],
+    tick_us: int = 1,
+    say: Say = lambda part: None,
+    *,
+    mixed: bool = False,
 ) -> Table:
     """The table for recordings (frames, names of their buses); say is told how much is done, from 0 to 1.
 
-    tick_us: the resolution that blocks will be packed with.
+    tick_us: the resolution that blocks will be packed with. mixed: as they will be packed, as in edge/block.py; other
+    blocks can use the table too, with a part of its gain or less speed.
     """
     recordings = list(recordings)
     rows = _rows(recordings)
@@ -46,10 +51,11 @@ def train(
         streams.append(_describe(stream._replace(period_us=_period(times)), payloads))
         say(0.8 * done / len(rows))
     codec = RawCodec(streams, learning=True)
+    version, _ = MIXED_FRAMES if mixed else FRAMES
     for seconds in LEARNING_SECONDS:
         for frames, buses in recordings:
             for start, end in cut(frames, seconds):
-                codec.encode(frames, buses, tick_us, start, end, version=MIXED)
+                codec.encode(frames, buses, tick_us, start, end, version=version)
         say(0.9)
     return Table(tuple(streams), codec.models.dump())
 

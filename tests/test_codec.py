@@ -222,9 +222,9 @@ def test_training_finds_checksums_fields_and_selectors() -> None:
 
 
 def test_a_trained_table_makes_another_drive_of_the_same_car_smaller(tmp_path: Path) -> None:
-    table = train.train([drive(tmp_path, 10, 1)])
     frames, buses = drive(tmp_path, 5, 2)
     for mixed in (False, True):
+        table = train.train([drive(tmp_path, 10, 1)], mixed=mixed)
         cold = packed_size(frames, buses, Table(), 1, mixed=mixed)
         assert packed_size(frames, buses, table, 1, mixed=mixed) < 0.75 * cold
 
@@ -390,12 +390,12 @@ def test_blocks_of_a_second_half_are_small_with_the_table_of_the_first(
 ) -> None:
     first, second, buses = halves(name)
     for tick_us in {tick for _, tick in limits}:
-        table = train.train([(first, buses)], tick_us)
+        table, both = (train.train([(first, buses)], tick_us, mixed=mixed) for mixed in (False, True))
         for (seconds, tick), limit in limits.items():
             if tick == tick_us:
                 plain = packed_size(second, buses, table, seconds, tick_us)
                 assert plain <= limit
-                assert packed_size(second, buses, table, seconds, tick_us, mixed=True) < 0.97 * plain
+                assert packed_size(second, buses, both, seconds, tick_us, mixed=True) < 0.97 * plain
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*/*.log.gz")), ids=lambda path: path.name)

@@ -67,8 +67,8 @@ cdef class RawCodec(Streams):
     ):
         """The inside of a block with the frames start..end-1; names: of the buses, by number.
 
-        Times are rounded to multiples of tick_us. version: of the block, 2, or 3 with second contexts. Raises ValueError: none or too many frames, a bus without a name,
-        a time that is over 570 years from 1970.
+        Times are rounded to multiples of tick_us. version: of the block, 2, or 3 with second contexts. Raises
+        ValueError: none or too many frames, a bus without a name, a time that is over 570 years from 1970.
         """
         cdef coder_t coder
         cdef uint8_t* memory
@@ -99,7 +99,10 @@ cdef class RawCodec(Streams):
             free(coder.start)
 
     def decode(self, const uint8_t[::1] content not None, Frames into not None, *, int version=2):
-        """Append the frames of the inside of a block of that version; return the names of its buses. Raises ValueError: it is none."""
+        """Append the frames of the inside of a block of that version; return the names of its buses.
+
+        Raises ValueError: it is none.
+        """
         cdef coder_t coder
         cdef Py_ssize_t before = into.count, slots = into.slot_count
         begin_reading(&coder, &content[0] if content.shape[0] else NULL, content.shape[0])
