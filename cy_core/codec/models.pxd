@@ -3,7 +3,7 @@
 A line is made when its context first occurs in a block: even, or as the trained table has it. So each block decodes
 alone, and a block costs no more than the contexts that occur in it. Over LINES_MAX contexts share one line.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from cy_core.codec.coder cimport EVEN, probability_t
@@ -15,11 +15,15 @@ cdef enum:
     LINES_MAX = 3 << 14
 
 
+cdef struct place_t:
+    uint32_t key                # 0: free
+    uint32_t number             # of the line with that key
+
+
 cdef struct models_t:
-    uint32_t* keys              # open addressing; 0 is free
-    uint16_t* numbers           # of the line with that key: lines lie in the order of their making, so that a small
-    probability_t* lines        # block touches little memory; the last one is shared
-    uint32_t count
+    place_t* places             # open addressing
+    probability_t* lines        # in the order of their making, so that a small block touches little memory; the last
+    uint32_t count              # one is shared
     uint32_t* trained_keys
     const probability_t* trained_lines
     uint32_t trained_mask
@@ -38,11 +42,11 @@ cdef inline uint32_t mix(uint32_t key, uint32_t part) noexcept nogil:
 
 cdef inline probability_t* line(models_t* models, uint32_t key) noexcept nogil:
     cdef uint32_t place = key & (PLACES - 1)
-    while models.keys[place] != key:
-        if models.keys[place] == 0:
+    while models.places[place].key != key:
+        if models.places[place].key == 0:
             return _new_line(models, place, key)
         place = (place + 1) & (PLACES - 1)
-    return models.lines + models.numbers[place] * LINE
+    return models.lines + models.places[place].number * LINE
 
 
 cdef inline probability_t* _new_line(models_t* models, uint32_t place, uint32_t key) noexcept nogil:
@@ -55,9 +59,8 @@ cdef inline probability_t* _new_line(models_t* models, uint32_t place, uint32_t 
         models.count += 1
         key = 0
     if key:
-        models.numbers[place] = <uint16_t>models.count
+        models.places[place] = place_t(key=key, number=models.count)
         models.count += 1
-        models.keys[place] = key
         while models.trained_keys[trained]:
             if models.trained_keys[trained] == key:
                 memcpy(fresh, models.trained_lines + trained * LINE, LINE * sizeof(probability_t))

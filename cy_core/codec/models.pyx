@@ -1,13 +1,17 @@
-"""The memory behind models.pxd: 0.4 MB, 64 bytes a context (3 MB at most), and what the trained table takes."""
+"""The memory behind models.pxd: 0.5 MB, 64 bytes a context (3 MB at most), and what the trained table takes."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from cy_core.codec.coder cimport COUNT_MASK, probability_t
 from cy_core.codec.mixer cimport begin_mixer
 
+cdef extern from "stdlib.h":
+    void* aligned_alloc(size_t alignment, size_t size)
+
 cdef enum:
+    LINE_SIZE = LINE * sizeof(probability_t)  # a cache line
     ROW_BYTES = 52              # key, then p of 16 bits and count of 8 for each probability
     TRAINED_COUNT_MAX = 24      # a trained probability still adapts
 
@@ -29,27 +33,25 @@ cdef class Models:
         while size < 2 * count:
             size *= 2
         self.data.trained_mask = size - 1
-        self.data.keys = <uint32_t*>calloc(PLACES, 4)
-        self.data.numbers = <uint16_t*>calloc(PLACES, 2)
-        self.data.lines = <probability_t*>calloc(LINES_MAX + 1, LINE * sizeof(probability_t))
+        self.data.places = <place_t*>calloc(PLACES, sizeof(place_t))
+        self.data.lines = <probability_t*>aligned_alloc(LINE_SIZE, (LINES_MAX + 1) * LINE_SIZE)
         self.data.trained_keys = <uint32_t*>calloc(size, 4)
-        self.trained = <probability_t*>calloc(size, LINE * sizeof(probability_t))
+        self.trained = <probability_t*>aligned_alloc(LINE_SIZE, size * LINE_SIZE)
         self.data.trained_lines = self.trained
-        if not (self.data.keys and self.data.numbers and self.data.lines and self.data.trained_keys and self.trained):
+        if not (self.data.places and self.data.lines and self.data.trained_keys and self.trained):
             raise MemoryError("no memory for the codec's models")
         for i in range(count):
             self._learn(&trained[i * ROW_BYTES])
 
     def __dealloc__(self):
-        free(self.data.keys)
-        free(self.data.numbers)
+        free(self.data.places)
         free(self.data.lines)
         free(self.data.trained_keys)
         free(self.trained)
 
     cdef void forget(self) noexcept nogil:
         """Begin a block."""
-        memset(self.data.keys, 0, PLACES * 4)
+        memset(self.data.places, 0, PLACES * sizeof(place_t))
         self.data.count = 0
         begin_mixer(&self.data.mixer)
 
@@ -76,18 +78,18 @@ cdef class Models:
         """The contexts that occurred since the beginning of the block, by key: key, then 16 times p and count."""
         cdef bytes out
         cdef uint8_t* to
-        cdef Py_ssize_t place
-        cdef int i
+        cdef int i, place
         cdef uint32_t state
-        places = sorted((self.data.keys[place], place) for place in range(PLACES) if self.data.keys[place])
-        out = PyBytes_FromStringAndSize(NULL, len(places) * ROW_BYTES)
+        numbers = {self.data.places[place].key: self.data.places[place].number for place in range(PLACES)}
+        numbers.pop(0, None)
+        out = PyBytes_FromStringAndSize(NULL, len(numbers) * ROW_BYTES)
         to = <uint8_t*>PyBytes_AS_STRING(out)
-        for key, place in places:
+        for key, number in sorted(numbers.items()):
             for i in range(4):
                 to[i] = key >> 8 * i & 255
             to += 4
             for i in range(LINE):
-                state = self.data.lines[self.data.numbers[place] * LINE + i]
+                state = self.data.lines[<uint32_t>number * LINE + i]
                 to[0], to[1], to[2] = state >> 16 & 255, state >> 24, min(state & COUNT_MASK, TRAINED_COUNT_MAX)
                 to += 3
         return out

@@ -3,6 +3,8 @@
     residual    is it 0? its sign, its size (unary), then the bits below the highest: three in a tree, the rest one
                 probability a place
     value       four bits at a time, each in a tree: first values, which are mostly what they were in training
+
+Where several bits follow one another they are coded with a copy of the coder, which the compiler keeps in registers.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -29,12 +31,15 @@ cdef inline int64_t code_residual(
     cdef uint64_t size = <uint64_t>residual if residual >= 0 else -<uint64_t>residual
     cdef int top = 0, length = bit_length(size) - 1
     cdef bint negative
+    cdef coder_t here
     if code_bit(coder, &head[0], residual == 0):
         return 0
-    negative = code_bit(coder, &head[1], residual < 0)
-    while top < 63 and code_bit(coder, &head[2 + top if top < 13 else 15], length > top):
+    here = coder[0]
+    negative = code_bit(&here, &head[1], residual < 0)
+    while top < 63 and code_bit(&here, &head[2 + top if top < 13 else 15], length > top):
         top += 1
-    size = _code_tail(coder, models, mix(key, TAIL + top), top, size)
+    size = _code_tail(&here, models, mix(key, TAIL + top), top, size)
+    coder[0] = here
     return <int64_t>(-size if negative else size)
 
 
@@ -47,13 +52,16 @@ cdef inline int64_t code_residual_mixed(
     cdef uint64_t size = <uint64_t>residual if residual >= 0 else -<uint64_t>residual
     cdef int top = 0, length = bit_length(size) - 1, place = 2
     cdef bint negative
+    cdef coder_t here
     if code_mixed(coder, &models.mixer, RESIDUALS, &head[0], &second[0], residual == 0):
         return 0
-    negative = code_mixed(coder, &models.mixer, RESIDUALS + 1, &head[1], &second[1], residual < 0)
-    while top < 63 and code_mixed(coder, &models.mixer, RESIDUALS + 2, &head[place], &second[place], length > top):
+    here = coder[0]
+    negative = code_mixed(&here, &models.mixer, RESIDUALS + 1, &head[1], &second[1], residual < 0)
+    while top < 63 and code_mixed(&here, &models.mixer, RESIDUALS + 2, &head[place], &second[place], length > top):
         top += 1
         place = 2 + top if top < 13 else 15
-    size = _code_tail(coder, models, mix(key, TAIL + top), top, size)
+    size = _code_tail(&here, models, mix(key, TAIL + top), top, size)
+    coder[0] = here
     return <int64_t>(-size if negative else size)
 
 
@@ -78,14 +86,16 @@ cdef inline uint64_t code_value(coder_t* coder, models_t* models, uint32_t key, 
     cdef uint64_t coded = 0
     cdef uint32_t node = 1
     cdef int place
+    cdef coder_t here = coder[0]
     for place in range((width - 1) & ~3, -1, -4):
         tree = line(models, mix(key, VALUE | place << 4 | (node & 15)))
         node = 1
-        node = node << 1 | code_bit(coder, &tree[node], value >> (place + 3) & 1)
-        node = node << 1 | code_bit(coder, &tree[node], value >> (place + 2) & 1)
-        node = node << 1 | code_bit(coder, &tree[node], value >> (place + 1) & 1)
-        node = node << 1 | code_bit(coder, &tree[node], value >> place & 1)
+        node = node << 1 | code_bit(&here, &tree[node], value >> (place + 3) & 1)
+        node = node << 1 | code_bit(&here, &tree[node], value >> (place + 2) & 1)
+        node = node << 1 | code_bit(&here, &tree[node], value >> (place + 1) & 1)
+        node = node << 1 | code_bit(&here, &tree[node], value >> place & 1)
         coded = coded << 4 | (node & 15)
+    coder[0] = here
     return coded
 
 
@@ -98,15 +108,17 @@ cdef inline uint64_t code_value_mixed(
     cdef uint64_t coded = 0
     cdef uint32_t node = 1
     cdef int place, bit
+    cdef coder_t here = coder[0]
     for place in range((width - 1) & ~3, -1, -4):
         tree = line(models, mix(key, VALUE | place << 4 | (node & 15)))
         second = line(models, mix(other, VALUE | place << 4 | (node & 15)))
         node = 1
         for bit in range(3, -1, -1):
             node = node << 1 | code_mixed(
-                coder, &models.mixer, kind, &tree[node], &second[node], value >> (place + bit) & 1
+                &here, &models.mixer, kind, &tree[node], &second[node], value >> (place + bit) & 1
             )
         coded = coded << 4 | (node & 15)
+    coder[0] = here
     return coded
 
 
