@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from cy_core.columns import Columns
 from edge import block
 from edge.decoder import Decoder
 from edge.message import Block, Clock, Counters, Coverage, Quality, Record, pack
+from edge.table import Table
 from fleet import generate, rows, table_file
 from fleet.decode import decode
+from fleet.lines import Lines, decode_block
 from fleet.table import read
 
 BLOCK_FRAMES = 8192
@@ -41,11 +44,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
-    decoder, maker = Decoder(load.manifest), rows.TableMaker(load.manifest)
+    decoder, manifests = Decoder(load.manifest), {load.manifest.hash: load.manifest}
+    lines, clock = Lines(manifests), Clock(quality=Quality.RECORDED)
     parts = [
         load.known.slice(at, min(at + BLOCK_FRAMES, len(load.known))) for at in range(0, len(load.known), BLOCK_FRAMES)
     ]
     packed = [block.encode(decoder.decode_batch(part)) for part in parts]
+    raw = [block.encode_frames(part, load.manifest.buses, Table()) for part in parts]
     columns = Columns(decoder.plan)
     samples = sum(block.decode(one, decoder.plan, columns).samples() for one in packed)
 
@@ -53,23 +58,27 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
         for one in packed:
             block.decode(one, decoder.plan, columns)
 
-    def to_arrow() -> None:
-        for one in packed:
-            maker.rows(block.decode(one, decoder.plan, columns))
+    def to_arrow(of: list[bytes]) -> None:
+        for one in of:
+            decode_block(lines, load.manifest.hash, one, clock, 0, 0, 0).table()
 
-    for name, run in (("blocks to columns", to_columns), ("blocks to Arrow, long form", to_arrow)):
+    for name, run in (
+        ("blocks to columns", to_columns),
+        ("blocks to Arrow, long form", partial(to_arrow, packed)),
+        ("blocks of raw frames to Arrow, long form", partial(to_arrow, raw)),
+    ):
         yield {
             "figure": name,
             "samples": samples,
             **_rates(_seconds(run), samples, len(load.known)),
-            "asked": "4 M samples/s",
+            "asked": "4 M samples/s, or 1 M frames/s",
         }
 
     messages, seconds = folder / "fleet/messages", []
     _store(messages / "all.json", load, packed, parts, samples)
     for number in range(3):
         start = time.process_time()
-        decode([messages], {load.manifest.hash: load.manifest}, folder / f"fleet/table{number}")
+        decode([messages], manifests, folder / f"fleet/table{number}")
         seconds.append(time.process_time() - start)
     yield {
         "figure": "messages to a table of Parquet",

@@ -11,7 +11,7 @@ One row a sample. Everything is done on whole columns; no Python object is made 
 
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +97,7 @@ class TableMaker:
     def __init__(self, manifest: DecoderManifest) -> None:
         self.manifest = manifest
         signals = [(message, signal) for message in manifest.messages for signal in message.signals]
+        self._by_number = [signal for _, signal in signals]
         self._facts = [
             Fact(f"{message.bus}.{message.name}.{signal.name}", signal.unit, signal.factor)
             for message, signal in signals
@@ -105,7 +106,12 @@ class TableMaker:
         self._buses = _Names(message.bus for message, _ in signals)
         self._messages = _Names(message.name for message, _ in signals)
         self._signals = _Names(signal.name for _, signal in signals)
-        self._labels = _Labels([signal for _, signal in signals], [no_values(*each) for each in signals])
+        self._labels = _Labels(self._by_number, [no_values(*each) for each in signals])
+        self._factors = np.array([float(signal.factor) for signal in self._by_number])
+        self._offsets = np.array([float(signal.offset) for signal in self._by_number])
+        self._is_plain = [
+            _is_linear(signal) and not self._labels.has(number) for number, signal in enumerate(self._by_number)
+        ]
 
     def table(self, columns: Columns, utc_offset_us: int = 0) -> pa.Table:
         """The samples in order of time, those of one time in the manifest's order; time_us is UTC."""
@@ -117,13 +123,32 @@ class TableMaker:
 
     def samples(self, columns: Columns, utc_offset_us: int = 0, place: int = 0) -> Samples:
         """In no order. place: what goes before what, of two of one time and signal; less than 2^32."""
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are data
-            parts = [part for group in columns.groups() for part in self._group(group, place)]
-        if not parts:
+        numbers, times, raws, others, count = [], [], [], [], 0
+        for group in columns.groups():
+            of_group, first = np.frombuffer(group.times, np.int64), int(self._firsts[group.message])
+            for index, letter, data in group.columns:
+                column = np.frombuffer(data, letter)
+                if len(column) != len(of_group):
+                    column = column.repeat(len(of_group))
+                if not self._is_plain[first + index]:
+                    others.append((first + index, slice(count, count + len(column)), column))
+                numbers.append(first + index)
+                times.append(of_group)
+                raws.append(column.view(f"u{column.itemsize}") if column.dtype.kind == "f" else column)
+                count += len(column)
+        if not numbers:
             return Samples(*(np.empty(0, kind) for kind in SAMPLE_KINDS))
-        found = Samples(*map(np.concatenate, zip(*parts, strict=True)))
-        np.add(found.time_us, utc_offset_us, out=found.time_us)
-        return found
+        sizes = [len(raw) for raw in raws]
+        order = np.repeat(np.array(numbers, np.int64) << 32 | place, sizes)
+        raw = np.concatenate(raws, dtype=np.int64, casting="unsafe")
+        label, is_null = np.full(count, -1, np.int32), np.zeros(count, bool)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are data
+            value = raw * np.repeat(self._factors[numbers], sizes) + np.repeat(self._offsets[numbers], sizes)
+            for number, span, column in others:
+                value[span] = physical(self._by_number[number], column)
+                label[span] = self._labels.codes(number, column)
+                is_null[span] = self._labels.nulls(number, column)
+        return Samples(np.concatenate(times) + utc_offset_us, order, raw, value, label, is_null)
 
     def table_of(self, parts: Sequence[Samples]) -> pa.Table:
         """All of them with the columns of SCHEMA and ORDER. Once for many is much cheaper than for each."""
@@ -149,18 +174,13 @@ class TableMaker:
         numbers = {int(firsts[group.message]) + index for group in groups for index, _, _ in group.columns}
         return {(number, self._facts[number]) for number in numbers}
 
-    def _group(self, group: Any, place: int) -> Iterator[tuple[Numbers, ...]]:
-        times = np.frombuffer(group.times, np.int64)
-        first = self._firsts[group.message]
-        signals = self.manifest.messages[group.message].signals
-        for index, letter, data in group.columns:
-            column = np.frombuffer(data, letter)
-            raw = column.view(f"u{column.itemsize}") if signals[index].is_float else column
-            value, label = physical(signals[index], column), self._labels.codes(first + index, column)
-            parts: list[Numbers] = [raw.astype(np.int64), value, label, self._labels.nulls(first + index, column)]
-            if len(column) != len(times):
-                parts = [np.repeat(array, len(times)) for array in parts]
-            yield times, np.full(len(times), int(first + index) << 32 | place, np.int64), *parts
+
+def _is_linear(signal: Signal) -> bool:
+    """Is raw * factor + offset in float64 what physical() says, for all that the field's column can hold?"""
+    bits = next(size for size in (8, 16, 32, 64) if signal.length <= size)
+    if signal.is_float or (bits == 64 and not signal.signed):
+        return False
+    return not isinstance(signal.factor, int) or abs(signal.factor) << bits < EXACT - abs(signal.offset)
 
 
 def physical(signal: Signal, column: Numbers) -> Numbers:
@@ -204,6 +224,10 @@ class _Labels:
             codes = [known.setdefault(signal.labels[raw], len(known)) for raw in keys]
             self._of.append((np.array(keys, kind), np.array(codes, np.int32)) if keys else None)
         self._names = pa.array(known, pa.string())
+
+    def has(self, number: int) -> bool:
+        """Has this signal labels, or raw values that say that there is no value?"""
+        return bool(self._of[number] or self._nulls[number])
 
     def codes(self, number: int, column: Numbers) -> Numbers:
         found: Numbers = np.full(len(column), -1, np.int32)
