@@ -115,14 +115,13 @@ class Uplink:
         """Send what may go out, or wait for a reason to."""
         self._look = await self._receipts.keep_up() or self._look
         await self._cloud.wait_connected()
-        if self._is_settling_due():
+        if any(task.done() for task in self._flights):  # each at once: to wait for half a window cost a quarter at 50 ms
             await self._settle(0)
         if self._failure:
             await self._start_again()
         is_idle = False
         if len(self._flights) >= self.window:
-            flying = [task for task in self._flights if not task.done()]
-            await asyncio.wait(flying, timeout=self._forget_in_s(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._flights, timeout=self._forget_in_s(), return_when=asyncio.FIRST_COMPLETED)
         elif (self._look or self._is_due()) and (messages := await self._next_messages()):
             if any(task.done() and task.exception() for task in self._flights):
                 self._take_back(messages)  # it broke while we chose: what comes after must not overtake
@@ -136,11 +135,6 @@ class Uplink:
             self._look = await self._receipts.in_thread(self._outbox.changed) or self._look
         if is_idle or len(self._arrived) >= self.window or self._forget_in_s() == 0:
             await self._forget_arrived()  # while others are on their way
-
-    def _is_settling_due(self) -> bool:
-        """Half a window at once; a failure is looked at now."""
-        done = [task for task in self._flights if task.done()]
-        return 2 * len(done) >= self.window or any(task.exception() for task in done)
 
     def _forget_in_s(self) -> float | None:
         """To forget in the outbox costs a durable write, so a windowful is forgotten at once, but none too late."""

@@ -161,6 +161,23 @@ async def test_never_more_than_the_allowed_number_is_in_flight(outbox, collector
     assert cloud.sequences == list(range(1, 41))
 
 
+async def test_the_place_of_an_acknowledged_message_is_used_while_the_others_are_on_their_way(
+    outbox, collector, executor
+):
+    cloud, gate = FakeCloud(), asyncio.Event()
+
+    async def first_only(envelope):
+        if envelope.records[0].sequence > 1:
+            await gate.wait()
+
+    cloud.answer = first_only
+    collector.append([new(3000) for _ in range(20)])
+    async with running(outbox, cloud, executor):
+        await until(cloud, lambda: len(cloud.delivered) == 1 and cloud.in_flight == 16)
+        gate.set()
+        await until_empty(cloud, collector)
+
+
 async def test_a_more_important_record_overtakes_what_is_not_yet_in_flight(outbox, collector, executor):
     cloud, gate = FakeCloud(), asyncio.Event()
     cloud.answer = lambda envelope: gate.wait()
