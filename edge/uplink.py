@@ -115,7 +115,7 @@ class Uplink:
         """Send what may go out, or wait for a reason to."""
         self._look = await self._receipts.keep_up() or self._look
         await self._cloud.wait_connected()
-        if any(task.done() for task in self._flights):  # each at once: to wait for half a window cost a quarter at 50 ms
+        if any(task.done() for task in self._flights):  # at once: to wait for half of them cost a quarter at 50 ms
             await self._settle(0)
         if self._failure:
             await self._start_again()
