@@ -161,6 +161,19 @@ def vss(table: Path, out: Path, manifest: Path | None) -> None:
 
 @fleet.command()
 @click.argument("table", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="Folder to write, made anew each time.")
+@click.option("--message", "messages", multiple=True, help="Only this one; may be repeated.")
+def wide(table: Path, out: Path, messages: tuple[str, ...]) -> None:
+    """TABLE with a row for each frame and a column for each signal, as Parquet by message, day and vehicle."""
+    from fleet.wide_table import write
+
+    with Progress("widening", 1.0) as progress:
+        written = write(table, out, messages, progress.to)
+    click.echo(f"{out}: {written.rows:,} rows of {written.messages:,} messages in {written.files:,} files")
+
+
+@fleet.command()
+@click.argument("table", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help="Recording to write: .log (.gz, .zst), .blf or .mf4.")
 @click.option("--vehicle", required=True)
 @click.option("--campaign", required=True, help="One that collects raw frames.")

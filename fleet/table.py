@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -37,7 +38,7 @@ def read(
 
     It has the columns of SCHEMA, then vehicle, campaign and date, and is in the order of those and of time; wide (of
     one message) is described in fleet/wide.py. Only what is asked for is read: of a vehicle, a message, a signal, from
-    start_us on and before end_us. Raises InputError: there is no table in it, nor a message.
+    start_us on and before end_us. Raises InputError: there is no table in it, nor a message, or a file is damaged.
     """
     folder = Path(folder)
     if wide and message is None:
@@ -59,7 +60,21 @@ def read(
 
 
 def _read(folder: Path, tests: list[pc.Expression]) -> pa.Table:
-    paths = parquet_files(folder)
+    with sound(folder):
+        return _of_files(parquet_files(folder), tests)
+
+
+@contextmanager
+def sound(folder: Path) -> Iterator[None]:
+    """For reading a table's files. Raises InputError: one is damaged or cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        way_out = "delete the vehicle's _built and run `bordnetz fleet decode`: its archive makes the files again"
+        raise InputError(folder, f"has a damaged file ({str(error).splitlines()[0]})", way_out) from error
+
+
+def _of_files(paths: list[str], tests: list[pc.Expression]) -> pa.Table:
     fields = pa.schema([(name, TEXT) for name in PARTITIONS])
     if not paths:
         return pa.schema([*SCHEMA, *fields]).empty_table()

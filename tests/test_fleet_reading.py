@@ -1,11 +1,15 @@
 """Tables as people read them: the examples of docs/fleet.md, the wide form, pictures."""
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -18,6 +22,7 @@ from fleet.decode import decode
 from fleet.generate import START_US, write
 from fleet.rows import TEXT
 from fleet.wide import wide
+from fleet.wide_table import write as write_wide
 
 DOCS = Path(__file__).resolve().parent.parent / "docs/fleet.md"
 
@@ -109,6 +114,72 @@ def test_wide_rows_hold_what_the_long_ones_do(frames: list[tuple[int, str, dict[
 
 def label(n: int) -> str | None:
     return f"label {n}" if n < 3 else None
+
+
+def test_the_wide_form_is_a_folder_of_parquet_for_each_message(folder: Path, tmp_path: Path) -> None:
+    out, command = tmp_path / "wide", ["fleet", "wide", str(folder / "table"), "-o", str(tmp_path / "wide")]
+    for _ in range(2):  # the second time in its own place
+        result = CliRunner().invoke(main, command)
+        assert re.fullmatch(rf"{out}: [\d,]+ rows of 1 messages in 4 files\n", result.output), result.output
+    found = pa.dataset.dataset(out / "DRIVE", partitioning="hive").to_table()
+    expected = table.read(folder / "table", message="DRIVE", wide=True)
+    names = ["time_us", "vehicle", "SPEED", "GEAR", "GEAR.label"]
+    both = [sorted(rows.select(names).to_pylist(), key=str) for rows in (found, expected)]
+    assert both[0] == both[1]
+    path = next(out.rglob("part-0.parquet"))
+    assert path.relative_to(out).parts[:2] == ("DRIVE", "date=2026-11-24")
+    (speed,) = [name for name in table.facts(pq.read_table(path, partitioning=None))["signals"] if "SPEED" in name]
+    assert speed == "can0.DRIVE.SPEED"
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).statistics.has_min_max
+    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
+
+
+def test_a_column_that_one_day_lacks_is_null_in_the_wide_form_of_that_day(tmp_path: Path) -> None:
+    """A campaign that collects one signal, beside one that collects more."""
+    write(tmp_path / "made", vehicles=1, hours=0.2, seed=5)
+    decode([tmp_path / "made/messages"], tmp_path / "made/manifests", tmp_path / "table")
+    (path,) = (tmp_path / "table").rglob("part-0.parquet")
+    rows = pq.read_table(path, partitioning=None)
+    other = Path(str(path.parent).replace("campaign=drive", "campaign=speeds")) / path.name
+    other.parent.mkdir(parents=True)
+    pq.write_table(rows.filter(pc.equal(rows["signal"], "SPEED")), other)
+    write_wide(tmp_path / "table", tmp_path / "wide")
+    schemas = {pq.read_schema(path).names.__str__() for path in (tmp_path / "wide").rglob("*.parquet")}
+    assert schemas == {"['time_us', 'bus', 'COUNTER', 'GEAR', 'GEAR.label', 'SPEED']"}
+    (part,) = (tmp_path / "wide").rglob("campaign=speeds/part-0.parquet")
+    assert pq.read_table(part, partitioning=None)["GEAR"].null_count == pq.read_metadata(part).num_rows > 0
+
+
+def test_what_cannot_be_widened_is_one_line_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    whole = folder / "table"
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copytree(whole, tmp_path / "damaged")
+    path = next((tmp_path / "damaged").rglob("part-0.parquet"))
+    path.write_bytes(path.read_bytes()[:1000])
+    for arguments, problem in (
+        ([other, "-o", tmp_path / "wide"], "holds no table"),
+        ([whole, "-o", other], "is there already, and is no wide table of ours"),
+        ([whole, "-o", whole / "wide"], "is in the table"),
+        ([whole, "-o", tmp_path / "wide", "--message", "NONE"], "--message NONE: is not in"),
+        ([tmp_path / "damaged", "-o", tmp_path / "wide"], "has a damaged file"),
+    ):
+        result = CliRunner().invoke(main, ["fleet", "wide", *map(str, arguments)])
+        assert (result.exit_code, problem in result.output, result.output.count("\n")) == (2, True, 1), result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "other"]
+
+
+def test_a_damaged_file_of_a_table_is_made_again_from_the_archive(tmp_path: Path) -> None:
+    write(tmp_path / "made", vehicles=1, hours=0.2, seed=5)
+    decode([tmp_path / "made/messages"], tmp_path / "made/manifests", tmp_path / "table")
+    (path,) = (tmp_path / "table").rglob("part-0.parquet")
+    before = table.read(tmp_path / "table")
+    path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"has a damaged file .* delete the vehicle's _built"):
+        table.read(tmp_path / "table")
+    next((tmp_path / "table").glob("*/_built")).unlink()
+    assert decode([tmp_path / "made/messages"], None, tmp_path / "table").ok
+    assert table.read(tmp_path / "table").equals(before)
 
 
 @pytest.mark.parametrize(("name", "start"), [("drive.png", b"\x89PNG"), ("drive.html", b"<!doctype html>")])
