@@ -14,6 +14,7 @@ from typing import Any
 
 from edge.errors import InputError
 from simulator import binds, routes
+from simulator.routes import is_integer
 from simulator.template import (
     AGENT,
     DESIRED,
@@ -138,7 +139,7 @@ def _check_module(findings: _Findings, place: str, module: Any) -> None:
         _check_choice(findings, f"{place}.{key}", module[key], ENUMERATIONS[key])
     if module.get("restartPolicy") in ("on-failure", "on-unhealthy"):
         findings.add(f"{place}.restartPolicy", f"IoT Edge does not implement {module['restartPolicy']}", "take always")
-    if not _is_integer(module.get("startupOrder", 0), 0, (1 << 32) - 1):
+    if not is_integer(module.get("startupOrder", 0), 0, (1 << 32) - 1):
         findings.add(f"{place}.startupOrder", f"{module['startupOrder']!r} is no order", "take 0 to 4294967295")
     _check_settings(findings, f"{place}.settings", findings.objects(module, "settings", place))
     for variable, entry in findings.objects(module, "env", place).items():
@@ -190,22 +191,13 @@ def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str
         if key.startswith(f"{DESIRED}.routes."):  # of a layered deployment
             _check_route(findings, f"{HUB}.{key}", route, modules)
     storage = findings.objects(desired, "storeAndForwardConfiguration", place)
-    if not _is_integer(storage.get("timeToLiveSecs", 0), -(1 << 31), (1 << 31) - 1):
+    if not is_integer(storage.get("timeToLiveSecs", 0), -(1 << 31), (1 << 31) - 1):
         findings.add(f"{place}.storeAndForwardConfiguration.timeToLiveSecs", "is no time", "take whole seconds")
 
 
 def _check_route(findings: _Findings, place: str, route: Any, modules: Collection[str] | None) -> None:
-    if isinstance(route, dict):
-        if not _is_integer(route.get("priority", 0), 0, 9):
-            findings.add(f"{place}.priority", f"{route['priority']!r} is no priority", "take 0 to 9")
-        if not _is_integer(route.get("timeToLiveSecs", 0), 0, (1 << 32) - 1):
-            findings.add(f"{place}.timeToLiveSecs", f"{route['timeToLiveSecs']!r} is no time", "take whole seconds")
-        route = route.get("route")
-    if not isinstance(route, str):
-        findings.add(place, "is no route", "FROM <source> [WHERE <condition>] INTO <sink>")
-        return
-    for problem, way_out in routes.problems(route, modules):
-        findings.add(place, problem, way_out)
+    for where, problem, way_out in routes.definition_problems(route, modules):
+        findings.add(f"{place}{where}", problem, way_out)
 
 
 def _check_twins(findings: _Findings, content: dict[str, Any], modules: Collection[str] | None) -> None:
@@ -255,7 +247,3 @@ def _check_choice(findings: _Findings, place: str, value: object, allowed: Colle
     if value not in allowed:
         found = "is missing" if value is None else f"{json.dumps(value)[:60]} is not allowed"
         findings.add(place, found, f"take {' or '.join(allowed)}")
-
-
-def _is_integer(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from simulator import strict
 from simulator.tasks import Tasks
 
 HEAD_BYTES = 16 * 1024
@@ -32,7 +33,7 @@ class Request(NamedTuple):
     def json(self) -> Any:
         """Raises BadRequest."""
         try:
-            return json.loads(self.body)
+            return strict.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise BadRequest(400, "the body is not JSON") from error
 

@@ -56,7 +56,13 @@ class Hub(Broker):
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._cut_twins: dict[str, Twin] | None = None
         self.router = Router(
-            folder / "queues", self.counters, self._to_cloud, self._to_input, self.tell, self.clock.now
+            folder / "queues",
+            self.counters,
+            self._to_cloud,
+            self._listening,
+            self._to_input,
+            self.tell,
+            self.clock.now,
         )
         self._configure_routes()
 
@@ -226,13 +232,16 @@ class Hub(Broker):
         if self.on_message:
             self.on_message(message.identity, message.bag, message.body)
 
-    async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
-        """Wait until the module listens, send, and wait for its acknowledgement; edgeHub does so for 30 s."""
-        root = self.identities.path_of(module)
-        inputs = f"{root}/inputs/#"
+    async def _listening(self, module: str) -> None:
+        """Return once the module is there and has subscribed to its inputs."""
+        inputs = f"{self.identities.path_of(module)}/inputs/#"
         await forever(lambda: self.is_connected(module) and inputs in self.subscriptions[module], self.changed)
+
+    async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
+        """Send to a module that listens, and wait for its acknowledgement; edgeHub does so for 30 s."""
+        root = self.identities.path_of(module)
         topic = input_topic(root, input_name, message)
-        return await self._connections[module].deliver(inputs, topic, message.body, ACKNOWLEDGE_SECONDS)
+        return await self._connections[module].deliver(f"{root}/inputs/#", topic, message.body, ACKNOWLEDGE_SECONDS)
 
     def _take_reported(self, connection: Connection, module: str, rid: str, payload: bytes) -> None:
         try:

@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from edge.errors import InputError
+from simulator import strict
 
 CHUNK_CHARACTERS = 512
 MOST_CHUNKS = 8
@@ -58,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises InputError, also where a name stands twice in an object: other readers would take the other one."""
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        document = strict.loads(text, _once)
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})", "give a template or manifest") from error
     except (ValueError, RecursionError) as error:
@@ -210,10 +211,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name} stands there twice")
         made[name] = value
     return made
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
 
 
 def _dotenv(path: Path) -> dict[str, str]:

@@ -102,6 +102,7 @@ def test_the_deployment_of_the_project_has_no_findings():
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "c stands there twice"),
         ('{"a": NaN}', "NaN is no number"),
         ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": 1e999}', "1e999 is no number"),
         ('{"a":' * 5000, "is not JSON"),
         ("\ufeff{}", "is not JSON"),
         ("", "is not JSON"),

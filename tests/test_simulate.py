@@ -147,6 +147,20 @@ def test_who_talks_to_no_simulator_is_told_so(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("call", "uplink", "getStatus", "NaN"), "JSON: is no JSON (NaN is no number)"),
+        (("twin", "set", "uplink", '{"a": -Infinity}'), "JSON: is no JSON (-Infinity is no number)"),
+        (("twin", "set", "uplink", '{"a": 1e999}'), "JSON: is no JSON (1e999 is no number)"),
+    ],
+)
+def test_what_is_no_json_is_refused_before_it_is_sent(tmp_path, arguments, problem):
+    done = bordnetz(*arguments, "--state", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr
+
+
 def template(tmp_path: Path, change: Any) -> Path:
     document = json.loads(TEMPLATE.read_text())
     change(document["modulesContent"])

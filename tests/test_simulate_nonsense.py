@@ -77,7 +77,7 @@ def nonsense(draw: random.Random, depth: int = 0) -> Any:
 def body(draw: random.Random) -> bytes:
     """Nonsense, or a deployment with some in one place."""
     if draw.random() < 0.1:
-        return draw.choice([b"", b"{", b"\xff", b"[" * 5000])
+        return draw.choice([b"", b"{", b"\xff", b"[" * 5000, b'{"a": NaN}', b'{"a": 1e999}'])
     if draw.random() < 0.7:
         return json.dumps(nonsense(draw)).encode()
     document = json.loads(json.dumps(MANIFEST))
