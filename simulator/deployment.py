@@ -18,6 +18,7 @@ from simulator.routes import is_integer
 from simulator.template import (
     AGENT,
     DESIRED,
+    PLATFORM,
     all_modules,
     create_options,
     expand,
@@ -46,9 +47,9 @@ SYSTEM_MODULES = {"edgeAgent", "edgeHub"}
 MOST_MODULES = 50  # of a deployment
 
 
-def check(path: Path, env: Mapping[str, str] | None = None) -> list[str]:
-    """Findings, one line each. env as in expand. Raises InputError: it cannot be read at all."""
-    manifest, problems = try_expand(path, env)
+def check(path: Path, env: Mapping[str, str] | None = None, platform: str = PLATFORM) -> list[str]:
+    """Findings, one line each. env and platform as in expand. Raises InputError: it cannot be read at all."""
+    manifest, problems = try_expand(path, env, platform)
     findings = [*map(str, problems), *check_manifest(manifest, path), *_check_dockerfiles(path.parent)]
     return list(dict.fromkeys(findings))
 
@@ -237,6 +238,8 @@ def _check_dockerfiles(root: Path) -> list[str]:
         for key, owner in (("repository", image), ("version", tag)):
             if not isinstance(owner.get(key), str) or not owner[key]:
                 findings.append(f"{file}: image: {key} is missing; add it")
+        if not object_of(tag, "platforms"):
+            findings.append(f"{file}: image: platforms is missing; add it")
         for platform, dockerfile in object_of(tag, "platforms").items():
             if not isinstance(dockerfile, str) or not (file.parent / dockerfile).is_file():
                 findings.append(f"{file}: image.tag.platforms.{platform}: there is no {dockerfile}; add or correct it")

@@ -135,8 +135,13 @@ def _size(size: int, most_bytes: int) -> int:
     return size  # readexactly refuses one below zero
 
 
+def encoded(document: Any) -> bytes:
+    """As a body; None is an empty one."""
+    return b"" if document is None else json.dumps(document).encode()
+
+
 async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
-    body = b"" if answer.document is None else json.dumps(answer.document).encode()
+    body = encoded(answer.document)
     headers = {"Content-Length": str(len(body)), "Connection": "close", **answer.headers}
     if body:
         headers["Content-Type"] = "application/json; charset=utf-8"
@@ -151,7 +156,7 @@ async def ask(socket: Path, method: str, path: str, document: Any = None) -> Ans
     """Send a request to a unix socket; return its answer. Raises OSError, EOFError: there was none."""
     reader, writer = await asyncio.open_unix_connection(socket)
     try:
-        body = b"" if document is None else json.dumps(document).encode()
+        body = encoded(document)
         writer.write(f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         head = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
         text = await reader.read()

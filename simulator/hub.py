@@ -189,13 +189,18 @@ class Hub(Broker):
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, request_id(topic), self._twin_document(module))
+            self._answer_twin(connection, 200, request_id(topic), self._twin_document(module))
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
             self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
             self._take_method_answer(topic, message.payload)
         else:
             raise mqtt.Malformed(f"a PUBLISH to {topic!r}, which is no topic of {module}")
+
+    def _answer_twin(
+        self, connection: Connection, status: int, rid: str, document: Any = None, version: int | None = None
+    ) -> None:
+        connection.answer(status, rid, document, version)
 
     def _twin_document(self, module: str) -> dict[str, Any]:
         document = self._memory.twins[module].document()
@@ -248,11 +253,11 @@ class Hub(Broker):
             self._memory.twins[module].patch_reported(parse(payload))
         except Rejected as error:
             log.warning("%s: reported properties refused: %s", module, error)
-            connection.answer(400, rid)
+            self._answer_twin(connection, 400, rid)
             return
         self._keep()
         version = self._memory.twins[module].reported_version
-        connection.answer(204, rid, version=version if self.identities.is_direct(module) else None)
+        self._answer_twin(connection, 204, rid, None, version if self.identities.is_direct(module) else None)
         self._tell_twin_change(module, "reported", payload)
 
     def _take_method_answer(self, topic: str, payload: bytes) -> None:

@@ -97,7 +97,11 @@ def drive(folder: Path, seconds: float, seed: int, say: Say) -> tuple[Path, Deco
 def run(manifest: dict[str, Any], name: str, settings: Settings, say: Say) -> bool:
     """Until SIGINT, SIGTERM or the end of settings.seconds; false if a module did not stay up. Raises InputError."""
     with held(settings.state):
-        return asyncio.run(Simulation(manifest, name, settings, say).run())
+        try:
+            return asyncio.run(Simulation(manifest, name, settings, say).run())
+        except OSError as error:
+            place, problem = error.filename or settings.state, f"cannot be written ({error.strerror or error})"
+            raise InputError(place, problem, "make room there, or choose another folder with --state") from error
 
 
 class Simulation:
@@ -165,7 +169,7 @@ class Simulation:
                     thrown = await self._switches.throw(changes)
                 except InputError as error:
                     raise BadRequest(400, str(error)) from error
-                self._tell(f"faults: {json.dumps(msgspec.to_builtins(thrown))}")  # without those that are off
+                self._tell(f"faults: {json.dumps(thrown.on())}")
                 return Answer(200, msgspec.structs.asdict(thrown))
             case _, ("simulator", *_):
                 raise BadRequest(404, "known are GET /simulator and PATCH /simulator/faults")

@@ -115,6 +115,16 @@ def test_what_only_looks_like_a_deployment_is_refused(tmp_path, text, problem):
         deployment.check(tmp_path / "d.json")
 
 
+def test_a_module_without_a_platform_is_found(tmp_path):
+    (tmp_path / "modules" / "probe").mkdir(parents=True)
+    (tmp_path / "modules" / "probe" / "module.json").write_text(
+        '{"image": {"repository": "r", "tag": {"version": "1"}}}'
+    )
+    (tmp_path / "d.json").write_text(json.dumps(MANIFEST))
+    found = [line for line in deployment.check(tmp_path / "d.json") if "probe" in line]
+    assert [line.partition("module.json: ")[2] for line in found] == ["image: platforms is missing; add it"]
+
+
 # -- Dockerfiles -------------------------------------------------------------------------------------------------
 
 

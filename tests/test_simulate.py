@@ -161,6 +161,24 @@ def test_what_is_no_json_is_refused_before_it_is_sent(tmp_path, arguments, probl
     assert problem in done.stderr
 
 
+def test_a_document_that_is_too_long_is_refused_before_it_is_sent(tmp_path):
+    with pytest.raises(control.Refused, match=r"400: a body of 2,000,002 bytes; 1,048,576 are allowed"):
+        control.ask(tmp_path, "PATCH", "/twins/car", "x" * 2_000_000)
+
+
+@pytest.mark.process
+def test_a_disk_that_is_full_is_one_clear_line(tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "host" / "a.log"))
+
+    monkeypatch.setattr(simulate.shutil, "copyfile", full)
+    recording = tmp_path / "a.log"
+    recording.touch()
+    settings = simulate.Settings(tmp_path / "state", recording=recording)
+    with pytest.raises(InputError, match=r"a\.log: cannot be written \(No space left on device\); make room"):
+        simulate.run(simulate.load([TEMPLATE]), "it", settings, lambda line: None)
+
+
 def template(tmp_path: Path, change: Any) -> Path:
     document = json.loads(TEMPLATE.read_text())
     change(document["modulesContent"])
@@ -191,6 +209,8 @@ def test_what_iot_edge_would_refuse_is_refused(tmp_path):
         (("--log", "x.log", "--manifest", "y.manifest"), "x.log: no such file; give a recording"),
         (("--log", "x.log", "--vehicle"), "exclude each other"),
         (("nowhere.json",), "nowhere.json: cannot be read"),
+        (("--address", "ö"), "simulator: the address 'ö' is none; for example 127.1.2.3"),
+        (("--address", "../x"), "simulator: the address '../x' is none; for example 127.1.2.3"),
         (("--address", "192.0.2.1", "--vehicle", "--drive-seconds", 1), "192.0.2.1:8883: cannot be listened on"),
     ],
 )
