@@ -184,9 +184,32 @@ async def test_a_clock_wakes_its_sleepers_sooner_when_it_is_made_faster():
     await asyncio.sleep(0)
     clock.run(1e7)
     await asyncio.wait_for(sleeper, SECONDS)
-    before = clock.now()
+    before = clock.passed()
     clock.run(1)
-    assert 0 <= clock.now() - before < 1e9
+    assert 0 <= clock.passed() - before < 1e9
+
+
+async def test_a_clock_that_runs_as_the_machines_again_shows_its_time_and_who_sleeps_by_it_sleeps_no_longer():
+    clock = Clock()
+    clock.run(1e7)
+    sleeper = asyncio.create_task(clock.sleep(1e6))
+    await asyncio.sleep(0)
+    assert clock.now() >= time.time()
+    clock.run(1e6)
+    clock.run(1)
+    assert abs(clock.now() - time.time()) < 1
+    clock.run(1e7)
+    await asyncio.wait_for(sleeper, SECONDS)
+
+
+async def test_tokens_are_good_again_when_the_clock_runs_as_before(device, switches):
+    await switches.throw({"time_rate": 1e6})
+    await asyncio.sleep(0.02)
+    async with raw(device) as (_, connack):
+        assert connack[1] == mqtt.NOT_AUTHORISED
+    await switches.throw({"time_rate": 1})
+    async with raw(device) as (_, connack):
+        assert connack[1] == mqtt.ACCEPTED
 
 
 async def test_a_schedule_throws_its_steps_by_the_clock_and_begins_anew(device, switches):
