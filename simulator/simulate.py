@@ -95,10 +95,15 @@ def drive(folder: Path, seconds: float, seed: int, say: Say) -> tuple[Path, Deco
 
 
 def run(manifest: dict[str, Any], name: str, settings: Settings, say: Say) -> bool:
-    """Until SIGINT, SIGTERM or the end of settings.seconds; false if a module did not stay up. Raises InputError."""
+    """Until SIGINT, SIGTERM or the end of settings.seconds; false if a module did not stay up.
+
+    Raises InputError; BrokenPipeError, once all has ended in order: nobody reads any longer what say is told.
+    """
     with held(settings.state):
         try:
             return asyncio.run(Simulation(manifest, name, settings, say).run())
+        except BrokenPipeError:
+            raise
         except OSError as error:
             place, problem = error.filename or settings.state, f"cannot be written ({error.strerror or error})"
             raise InputError(place, problem, "make room there, or choose another folder with --state") from error
@@ -108,7 +113,9 @@ class Simulation:
     def __init__(self, manifest: dict[str, Any], name: str, settings: Settings, say: Say) -> None:
         self._name = name
         self._settings = settings
-        self._say = say
+        self._out = say
+        self._stop = asyncio.Event()
+        self._nobody_reads: BrokenPipeError | None = None
         if settings.recording:
             _replay(manifest, settings.recording, settings.speed)
         self._device = EdgeDevice(
@@ -127,9 +134,8 @@ class Simulation:
         self._states: dict[str, str] = {}
 
     async def run(self) -> bool:
-        stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         control = Control(self._settings.state, self.answer)
         async with self._device as device:
             self._bring_files()
@@ -141,7 +147,7 @@ class Simulation:
                 self._tasks.start(self._switches.run(self._settings.faults), "simulate: faults")
             try:
                 async with asyncio.timeout(self._settings.seconds):
-                    await stop.wait()
+                    await self._stop.wait()
             except TimeoutError:
                 pass
             finally:
@@ -154,6 +160,8 @@ class Simulation:
         self._say(f"{counters['messages']:,} messages, {counters['body_bytes']:,} bytes in {device.hub.messages_dir}")
         for module in down:
             self._say(f"{module} did not stay up: see {self._log(module)}")
+        if self._nobody_reads:
+            raise self._nobody_reads
         return not down
 
     async def answer(self, request: Request) -> Answer:
@@ -248,6 +256,13 @@ class Simulation:
 
     def _log(self, module: str) -> Path:
         return self._settings.state / "logs" / f"{module}.log"
+
+    def _say(self, line: str) -> None:
+        try:
+            self._out(line)
+        except BrokenPipeError as error:  # that is no reason to refuse messages
+            self._nobody_reads = error
+            self._stop.set()
 
     def _tell(self, line: str) -> None:
         self._say(f"{datetime.now().astimezone():%H:%M:%S} {line}")

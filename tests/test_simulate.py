@@ -118,6 +118,18 @@ def test_two_simulators_run_side_by_side_and_end_by_themselves(tmp_path):
 
 
 @pytest.mark.process
+def test_a_simulator_whose_reader_has_gone_ends_in_order(tmp_path):
+    command = [sys.executable, "-m", "edge", "simulate", "--vehicle", "--drive-seconds", "2", "--state", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        next(line for line in process.stdout if "hub on" in line)
+        process.stdout.close()
+        assert process.wait(SECONDS) == 0
+        assert "Broken pipe" not in process.stderr.read()
+
+
+@pytest.mark.process
 def test_a_second_run_with_the_same_state_says_that_the_replay_goes_on(tmp_path):
     for words in (("hub on",), ("drive-2s-seed1.log.gz goes on where", "another --state begins anew")):
         run = Running(tmp_path / "state", "--vehicle", "--drive-seconds", 2)
