@@ -9,6 +9,7 @@ twins. Whatever a document holds, check ends with findings, not with a crash.
 import json
 import re
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ ENUMERATIONS = {
 AGENT_VERSIONS = ("1.0", "1.1")
 HUB_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 HUB = "modulesContent.$edgeHub"
+# What each part may hold. Others are left to IoT Edge, but for those that are nearly one of these.
+AGENT_NAMES = ("schemaVersion", "runtime", "systemModules", "modules")
+MODULE_NAMES = (*ENUMERATIONS, "settings", "env", "startupOrder", "version")
+SETTINGS_NAMES = ("image", "createOptions", *(f"createOptions{number:02}" for number in range(1, 100)))
+HUB_NAMES = ("schemaVersion", "routes", "storeAndForwardConfiguration", "mqttBroker", "integrity")
+STORAGE_NAMES = ("timeToLiveSecs", "storeLimits")
+ROUTE_NAMES = ("route", "priority", "timeToLiveSecs")
 SYSTEM_MODULES = {"edgeAgent", "edgeHub"}
 MOST_MODULES = 50  # of a deployment
 
@@ -82,6 +90,12 @@ class _Findings(list[str]):
     def add(self, place: str, problem: str, way_out: str) -> None:
         self.append(f"{self._path}: {place}: {problem}; {way_out}")
 
+    def names(self, parent: Mapping[str, Any], known: Collection[str], place: str) -> None:
+        """A finding for each name that is nearly a known one."""
+        for name in sorted(parent.keys() - set(known)):
+            if near := get_close_matches(name, known, 1, cutoff=0.8):
+                self.add(f"{place}.{name}", "is not known", f"did you mean {near[0]}?")
+
     def objects(self, parent: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
         """parent[key]; where it is no object, a finding and an empty one."""
         if not isinstance(parent.get(key, {}), dict):
@@ -105,6 +119,7 @@ def _check_agent(findings: _Findings, desired: dict[str, Any]) -> None:
     if not desired:
         return
     place = f"{AGENT}.{DESIRED}"
+    findings.names(desired, AGENT_NAMES, place)
     _check_choice(findings, f"{place}.schemaVersion", desired.get("schemaVersion"), AGENT_VERSIONS)
     runtime = findings.objects(desired, "runtime", place)
     _check_choice(findings, f"{place}.runtime.type", runtime.get("type"), ENUMERATIONS["type"])
@@ -127,6 +142,7 @@ def _check_module(findings: _Findings, place: str, module: Any) -> None:
         findings.add(place, "is no object", "write { … }")
         return
     name = place.rpartition(".")[2]
+    findings.names(module, MODULE_NAMES, place)
     required = {"type", "settings", "status", "restartPolicy"}
     if place.endswith(".systemModules.edgeAgent"):
         required = {"type", "settings"}
@@ -150,6 +166,7 @@ def _check_module(findings: _Findings, place: str, module: Any) -> None:
 
 
 def _check_settings(findings: _Findings, place: str, settings: dict[str, Any]) -> None:
+    findings.names(settings, SETTINGS_NAMES, place)
     if not isinstance(settings.get("image"), str) or not settings["image"].strip():
         findings.add(f"{place}.image", "is missing", "name an image, or ${MODULES.name}")
     try:
@@ -182,6 +199,7 @@ def _check_binds(findings: _Findings, place: str, value: Any) -> None:
 def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str] | None) -> None:
     desired, place = object_of(hub, DESIRED), f"{HUB}.{DESIRED}"
     version = desired.get("schemaVersion")
+    findings.names(desired, HUB_NAMES, place)
     if desired:
         _check_choice(findings, f"{place}.schemaVersion", version, HUB_VERSIONS)
     for name, route in findings.objects(desired, "routes", place).items():
@@ -192,11 +210,13 @@ def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str
         if key.startswith(f"{DESIRED}.routes."):  # of a layered deployment
             _check_route(findings, f"{HUB}.{key}", route, modules)
     storage = findings.objects(desired, "storeAndForwardConfiguration", place)
+    findings.names(storage, STORAGE_NAMES, f"{place}.storeAndForwardConfiguration")
     if not is_integer(storage.get("timeToLiveSecs", 0), -(1 << 31), (1 << 31) - 1):
         findings.add(f"{place}.storeAndForwardConfiguration.timeToLiveSecs", "is no time", "take whole seconds")
 
 
 def _check_route(findings: _Findings, place: str, route: Any, modules: Collection[str] | None) -> None:
+    findings.names(route if isinstance(route, dict) else {}, ROUTE_NAMES, place)
     for where, problem, way_out in routes.definition_problems(route, modules):
         findings.add(f"{place}{where}", problem, way_out)
 
