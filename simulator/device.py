@@ -57,6 +57,7 @@ class EdgeDevice:
     runs the modules. A manifest whose images are not built here still gives identities: only start_modules needs the
     images.
     in_containers: modules run under Docker (simulator/containers.py) instead of as processes.
+    adjust: changes each manifest, those of deploy too, before it is run.
     Raises InputError: the manifest is wrong.
     """
 
@@ -72,6 +73,7 @@ class EdgeDevice:
         on_line: Callable[[str, bytes], None] | None = None,
         python: str = sys.executable,
         in_containers: bool = False,
+        adjust: Callable[[dict[str, Any]], None] = lambda manifest: None,
     ) -> None:
         if not ID.fullmatch(device_id):
             way_out = "1 to 128 letters, digits and -:.+%_#*?!(),=@$'"
@@ -79,6 +81,8 @@ class EdgeDevice:
         if address is not None and not ADDRESS.fullmatch(address):
             raise InputError("simulator", f"the address {address!r} is none", "for example 127.1.2.3")
         self._in_containers = in_containers
+        self._adjust = adjust
+        self._adjust(manifest)
         self._content = modules_content(manifest, Path("manifest"))
         self._state = state.absolute()
         self._root = modules_root.absolute()
@@ -165,6 +169,7 @@ class EdgeDevice:
 
         A manifest that cannot be run changes nothing. Raises InputError.
         """
+        self._adjust(manifest)
         async with self._deploying:
             before, self._content = self._content, modules_content(manifest, Path("manifest"))
             try:

@@ -116,8 +116,8 @@ class Simulation:
         self._out = say
         self._stop = asyncio.Event()
         self._nobody_reads: BrokenPipeError | None = None
-        if settings.recording:
-            _replay(manifest, settings.recording, settings.speed)
+        if settings.recording and not _sources(manifest):
+            raise InputError("manifest", "no module has a BORDNETZ_SOURCE to replace", "leave --log and --vehicle away")
         self._device = EdgeDevice(
             manifest,
             settings.state,
@@ -127,6 +127,7 @@ class Simulation:
             restart_scale=settings.restart_scale,
             on_line=self._on_line,
             in_containers=settings.in_containers,
+            adjust=self._adjust,
         )
         self._device.hub.on_message = self._on_message
         self._switches = Switchboard(self._device)
@@ -206,6 +207,13 @@ class Simulation:
             },
         }
 
+    def _adjust(self, manifest: dict[str, Any]) -> None:
+        """What is applied later replays the recording, too."""
+        recording = self._settings.recording
+        if recording:
+            for source in _sources(manifest):
+                source["value"] = f"replay:{VEHICLE_FOLDER}/{recording.name}?speed={self._settings.speed:g}"
+
     def _bring_files(self) -> None:
         """What the modules find in the vehicle's folder: the decoder manifest, and the recording."""
         folder = self._device.host_path(VEHICLE_FOLDER)
@@ -283,15 +291,12 @@ def problems_of(environment: dict[str, str]) -> list[str]:
     return problems
 
 
-def _replay(manifest: dict[str, Any], recording: Path, speed: float) -> None:
+def _sources(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where modules' environments name what they read."""
     content = deployment.modules_content(manifest, Path("manifest"))
     modules = object_of(object_of(object_of(content, "$edgeAgent"), "properties.desired"), "modules")
     environments = [object_of(module, "env") for module in modules.values()]
-    sources = [env["BORDNETZ_SOURCE"] for env in environments if object_of(env, "BORDNETZ_SOURCE")]
-    if not sources:
-        raise InputError("manifest", "no module has a BORDNETZ_SOURCE to replace", "leave --log and --vehicle away")
-    for source in sources:
-        source["value"] = f"replay:{VEHICLE_FOLDER}/{recording.name}?speed={speed:g}"
+    return [env["BORDNETZ_SOURCE"] for env in environments if object_of(env, "BORDNETZ_SOURCE")]
 
 
 def _readable(body: bytes) -> str:

@@ -173,6 +173,23 @@ def test_what_is_no_json_is_refused_before_it_is_sent(tmp_path, arguments, probl
     assert problem in done.stderr
 
 
+async def test_a_deployment_that_is_applied_later_replays_the_recording_too(tmp_path):
+    (tmp_path / "a.log").touch()
+    settings = simulate.Settings(tmp_path / "state", recording=tmp_path / "a.log")
+    simulation = simulate.Simulation(simulate.load([TEMPLATE]), "it", settings, lambda line: None)
+    async with simulation._device as device:
+        collector = device.modules["collector"]
+        assert collector.environment["BORDNETZ_SOURCE"].startswith("replay:")
+        await device.deploy(simulate.load([TEMPLATE]))
+        assert device.modules["collector"] is collector  # it has not changed
+        without = simulate.load([TEMPLATE])
+        del without["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["collector"]
+        await device.deploy(without)
+        assert device.modules.keys() == {"uplink"}
+    with pytest.raises(InputError, match="no module has a BORDNETZ_SOURCE to replace"):
+        simulate.Simulation(without, "it", settings, lambda line: None)
+
+
 def test_a_document_that_is_too_long_is_refused_before_it_is_sent(tmp_path):
     with pytest.raises(control.Refused, match=r"400: a body of 2,000,002 bytes; 1,048,576 are allowed"):
         control.ask(tmp_path, "PATCH", "/twins/car", "x" * 2_000_000)
