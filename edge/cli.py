@@ -333,9 +333,15 @@ def doctor(outbox: Path, as_json: bool) -> None:
 @click.option("--schema", "show_schema", is_flag=True, help="Print the JSON Schema of campaign documents instead.")
 @click.option("--manifest", type=FILE, help="Check campaigns and settings against this decoder manifest.")
 @click.option("--expand", type=FILE, help="Write the deployment that a template without findings expands to.")
+@click.option("--platform", default="amd64", show_default=True, help="Whose images a template takes, or arm64v8.")
 @click.option("--json", "as_json", is_flag=True)
 def check(
-    files: tuple[Path, ...], show_schema: bool, manifest: Path | None, expand: Path | None, as_json: bool
+    files: tuple[Path, ...],
+    show_schema: bool,
+    manifest: Path | None,
+    expand: Path | None,
+    platform: str,
+    as_json: bool,
 ) -> None:
     """Deployment templates and manifests, campaigns, decoder manifests, databases: what is wrong with them?"""
     if show_schema:
@@ -350,10 +356,15 @@ def check(
 
     if expand is not None and len(files) != 1:
         raise click.UsageError("--expand takes one template")
-    findings = [finding for file in files for finding in check_file(file, manifest)]
+    findings = [finding for file in files for finding in check_file(file, manifest, platform)]
     if expand is not None and not findings:
         _make_folder(expand)
-        expand.write_text(json.dumps(deployment.expand(files[0]), indent=2) + "\n")
+        text = json.dumps(deployment.expand(files[0], platform=platform), indent=2) + "\n"
+        try:
+            expand.write_text(text)
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror})"
+            raise InputError(expand, problem, "choose another place for --expand") from error
     if as_json:
         click.echo(json.dumps(findings, indent=2))
     else:

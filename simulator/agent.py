@@ -128,11 +128,11 @@ class Agent:
     async def _supervise(self, module: Module) -> None:
         """Run a module's process, and restart it as edgeAgent does."""
         while not module.stopping.is_set():
-            started = self._clock.now()
+            started = self._clock.passed()
             await self._run(module)
             if module.stopping.is_set() or module.restart_policy != "always":
                 break
-            if self._clock.now() - started > HEALTHY_SECONDS * self._scale:
+            if self._clock.passed() - started > HEALTHY_SECONDS * self._scale:
                 module.restarts = 0
             if module.restarts >= MOST_RESTARTS:
                 log.error("module %s failed: restarted %d times", module.name, module.restarts)

@@ -9,10 +9,14 @@ from edge.campaign import Campaign, Selection, compile_campaign, compile_campaig
 from edge.errors import InputError
 from edge.typed import explain
 from simulator import deployment
+from simulator.template import PLATFORM
 
 
-def check_file(path: Path, manifest: Path | None = None) -> list[str]:
-    """Findings, one line each. Raises InputError: it cannot be read, or is nothing that can be checked."""
+def check_file(path: Path, manifest: Path | None = None, platform: str = PLATFORM) -> list[str]:
+    """Findings, one line each. platform: of the images in a template.
+
+    Raises InputError: it cannot be read, or is nothing that can be checked.
+    """
     suffix = path.suffix.lower()
     if suffix == ".manifest":
         return _findings(path)
@@ -20,7 +24,7 @@ def check_file(path: Path, manifest: Path | None = None) -> list[str]:
         document = deployment.read_json(path)
         if "campaigns" in document:
             return _campaign_findings(path, document["campaigns"], manifest)
-        return deployment.check(path)
+        return deployment.check(path, platform=platform)
     from edge.database import SUFFIXES, compile_databases
 
     if suffix in SUFFIXES:

@@ -184,13 +184,14 @@ def _path(state: Path, module: str) -> str:
 
 def _json(text: str) -> Any:
     from edge.errors import InputError
+    from simulator import strict
 
     place = "JSON"
     try:
         if text.startswith("@"):
             place = text[1:]
             text = Path(place).read_text(encoding="utf-8")
-        return json.loads(text)
+        return strict.loads(text)
     except OSError as error:
         raise InputError(place, f"cannot be read ({error.strerror})", "name a file behind the @") from error
     except ValueError as error:

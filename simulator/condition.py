@@ -56,7 +56,7 @@ class Condition:
 
 
 def _number(value: Value) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text(value: Value) -> bool:
@@ -102,8 +102,8 @@ FUNCTIONS: dict[str, tuple[tuple[str, ...], str, Callable[..., Any]]] = {
     "exp": ((NUMBER,), NUMBER, _finite(math.exp)),
     "power": ((NUMBER, NUMBER), NUMBER, _finite(math.pow)),
     "square": ((NUMBER,), NUMBER, _finite(lambda x: x * x)),
-    "ceiling": ((NUMBER,), NUMBER, math.ceil),
-    "floor": ((NUMBER,), NUMBER, math.floor),
+    "ceiling": ((NUMBER,), NUMBER, lambda x: float(math.ceil(x))),
+    "floor": ((NUMBER,), NUMBER, lambda x: float(math.floor(x))),
     "sign": ((NUMBER,), NUMBER, lambda x: float((x > 0) - (x < 0))),
     "sqrt": ((NUMBER,), NUMBER, _finite(math.sqrt)),
     "as_number": ((ANY,), NUMBER, lambda x: _as_number(x) if _text(x) else x if _number(x) else UNDEFINED),

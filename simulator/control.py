@@ -46,6 +46,10 @@ class Control:
 def ask(state: Path, method: str, path: str, document: Any = None) -> Any:
     """The document of an answer. Raises InputError: no simulator runs there; Refused: it would not."""
 
+    size = len(http.encoded(document))
+    if size > BODY_BYTES:  # the simulator would close the connection in the middle of it
+        raise Refused(f"400: a body of {size:,} bytes; {BODY_BYTES:,} are allowed")
+
     async def once() -> Answer:
         with _short(state) as folder:
             return await http.ask(folder / SOCKET, method, path, document)

@@ -9,14 +9,17 @@ twins. Whatever a document holds, check ends with findings, not with a crash.
 import json
 import re
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
 from simulator import binds, routes
+from simulator.routes import is_integer
 from simulator.template import (
     AGENT,
     DESIRED,
+    PLATFORM,
     all_modules,
     create_options,
     expand,
@@ -41,13 +44,20 @@ ENUMERATIONS = {
 AGENT_VERSIONS = ("1.0", "1.1")
 HUB_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 HUB = "modulesContent.$edgeHub"
+# What each part may hold. Others are left to IoT Edge, but for those that are nearly one of these.
+AGENT_NAMES = ("schemaVersion", "runtime", "systemModules", "modules")
+MODULE_NAMES = (*ENUMERATIONS, "settings", "env", "startupOrder", "version")
+SETTINGS_NAMES = ("image", "createOptions", *(f"createOptions{number:02}" for number in range(1, 100)))
+HUB_NAMES = ("schemaVersion", "routes", "storeAndForwardConfiguration", "mqttBroker", "integrity")
+STORAGE_NAMES = ("timeToLiveSecs", "storeLimits")
+ROUTE_NAMES = ("route", "priority", "timeToLiveSecs")
 SYSTEM_MODULES = {"edgeAgent", "edgeHub"}
 MOST_MODULES = 50  # of a deployment
 
 
-def check(path: Path, env: Mapping[str, str] | None = None) -> list[str]:
-    """Findings, one line each. env as in expand. Raises InputError: it cannot be read at all."""
-    manifest, problems = try_expand(path, env)
+def check(path: Path, env: Mapping[str, str] | None = None, platform: str = PLATFORM) -> list[str]:
+    """Findings, one line each. env and platform as in expand. Raises InputError: it cannot be read at all."""
+    manifest, problems = try_expand(path, env, platform)
     findings = [*map(str, problems), *check_manifest(manifest, path), *_check_dockerfiles(path.parent)]
     return list(dict.fromkeys(findings))
 
@@ -80,6 +90,12 @@ class _Findings(list[str]):
     def add(self, place: str, problem: str, way_out: str) -> None:
         self.append(f"{self._path}: {place}: {problem}; {way_out}")
 
+    def names(self, parent: Mapping[str, Any], known: Collection[str], place: str) -> None:
+        """A finding for each name that is nearly a known one."""
+        for name in sorted(parent.keys() - set(known)):
+            if near := get_close_matches(name, known, 1, cutoff=0.8):
+                self.add(f"{place}.{name}", "is not known", f"did you mean {near[0]}?")
+
     def objects(self, parent: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
         """parent[key]; where it is no object, a finding and an empty one."""
         if not isinstance(parent.get(key, {}), dict):
@@ -103,6 +119,7 @@ def _check_agent(findings: _Findings, desired: dict[str, Any]) -> None:
     if not desired:
         return
     place = f"{AGENT}.{DESIRED}"
+    findings.names(desired, AGENT_NAMES, place)
     _check_choice(findings, f"{place}.schemaVersion", desired.get("schemaVersion"), AGENT_VERSIONS)
     runtime = findings.objects(desired, "runtime", place)
     _check_choice(findings, f"{place}.runtime.type", runtime.get("type"), ENUMERATIONS["type"])
@@ -125,6 +142,7 @@ def _check_module(findings: _Findings, place: str, module: Any) -> None:
         findings.add(place, "is no object", "write { … }")
         return
     name = place.rpartition(".")[2]
+    findings.names(module, MODULE_NAMES, place)
     required = {"type", "settings", "status", "restartPolicy"}
     if place.endswith(".systemModules.edgeAgent"):
         required = {"type", "settings"}
@@ -138,7 +156,7 @@ def _check_module(findings: _Findings, place: str, module: Any) -> None:
         _check_choice(findings, f"{place}.{key}", module[key], ENUMERATIONS[key])
     if module.get("restartPolicy") in ("on-failure", "on-unhealthy"):
         findings.add(f"{place}.restartPolicy", f"IoT Edge does not implement {module['restartPolicy']}", "take always")
-    if not _is_integer(module.get("startupOrder", 0), 0, (1 << 32) - 1):
+    if not is_integer(module.get("startupOrder", 0), 0, (1 << 32) - 1):
         findings.add(f"{place}.startupOrder", f"{module['startupOrder']!r} is no order", "take 0 to 4294967295")
     _check_settings(findings, f"{place}.settings", findings.objects(module, "settings", place))
     for variable, entry in findings.objects(module, "env", place).items():
@@ -148,6 +166,7 @@ def _check_module(findings: _Findings, place: str, module: Any) -> None:
 
 
 def _check_settings(findings: _Findings, place: str, settings: dict[str, Any]) -> None:
+    findings.names(settings, SETTINGS_NAMES, place)
     if not isinstance(settings.get("image"), str) or not settings["image"].strip():
         findings.add(f"{place}.image", "is missing", "name an image, or ${MODULES.name}")
     try:
@@ -180,6 +199,7 @@ def _check_binds(findings: _Findings, place: str, value: Any) -> None:
 def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str] | None) -> None:
     desired, place = object_of(hub, DESIRED), f"{HUB}.{DESIRED}"
     version = desired.get("schemaVersion")
+    findings.names(desired, HUB_NAMES, place)
     if desired:
         _check_choice(findings, f"{place}.schemaVersion", version, HUB_VERSIONS)
     for name, route in findings.objects(desired, "routes", place).items():
@@ -190,22 +210,15 @@ def _check_hub(findings: _Findings, hub: dict[str, Any], modules: Collection[str
         if key.startswith(f"{DESIRED}.routes."):  # of a layered deployment
             _check_route(findings, f"{HUB}.{key}", route, modules)
     storage = findings.objects(desired, "storeAndForwardConfiguration", place)
-    if not _is_integer(storage.get("timeToLiveSecs", 0), -(1 << 31), (1 << 31) - 1):
+    findings.names(storage, STORAGE_NAMES, f"{place}.storeAndForwardConfiguration")
+    if not is_integer(storage.get("timeToLiveSecs", 0), -(1 << 31), (1 << 31) - 1):
         findings.add(f"{place}.storeAndForwardConfiguration.timeToLiveSecs", "is no time", "take whole seconds")
 
 
 def _check_route(findings: _Findings, place: str, route: Any, modules: Collection[str] | None) -> None:
-    if isinstance(route, dict):
-        if not _is_integer(route.get("priority", 0), 0, 9):
-            findings.add(f"{place}.priority", f"{route['priority']!r} is no priority", "take 0 to 9")
-        if not _is_integer(route.get("timeToLiveSecs", 0), 0, (1 << 32) - 1):
-            findings.add(f"{place}.timeToLiveSecs", f"{route['timeToLiveSecs']!r} is no time", "take whole seconds")
-        route = route.get("route")
-    if not isinstance(route, str):
-        findings.add(place, "is no route", "FROM <source> [WHERE <condition>] INTO <sink>")
-        return
-    for problem, way_out in routes.problems(route, modules):
-        findings.add(place, problem, way_out)
+    findings.names(route if isinstance(route, dict) else {}, ROUTE_NAMES, place)
+    for where, problem, way_out in routes.definition_problems(route, modules):
+        findings.add(f"{place}{where}", problem, way_out)
 
 
 def _check_twins(findings: _Findings, content: dict[str, Any], modules: Collection[str] | None) -> None:
@@ -245,6 +258,8 @@ def _check_dockerfiles(root: Path) -> list[str]:
         for key, owner in (("repository", image), ("version", tag)):
             if not isinstance(owner.get(key), str) or not owner[key]:
                 findings.append(f"{file}: image: {key} is missing; add it")
+        if not object_of(tag, "platforms"):
+            findings.append(f"{file}: image: platforms is missing; add it")
         for platform, dockerfile in object_of(tag, "platforms").items():
             if not isinstance(dockerfile, str) or not (file.parent / dockerfile).is_file():
                 findings.append(f"{file}: image.tag.platforms.{platform}: there is no {dockerfile}; add or correct it")
@@ -255,7 +270,3 @@ def _check_choice(findings: _Findings, place: str, value: object, allowed: Colle
     if value not in allowed:
         found = "is missing" if value is None else f"{json.dumps(value)[:60]} is not allowed"
         findings.add(place, found, f"take {' or '.join(allowed)}")
-
-
-def _is_integer(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

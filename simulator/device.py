@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import random
+import re
 import signal
 import socket
 import ssl
@@ -42,6 +43,7 @@ from simulator.workload import Workload
 log = logging.getLogger(__name__)
 
 HUB_NAME = "simulator.azure-devices.net"
+ADDRESS = re.compile(r"[A-Za-z0-9.:-]+")
 API_VERSION = "2022-08-03"
 HTTPS_PORT = 443
 MOST_REQUESTS = 100  # over HTTPS, at a time
@@ -55,6 +57,7 @@ class EdgeDevice:
     runs the modules. A manifest whose images are not built here still gives identities: only start_modules needs the
     images.
     in_containers: modules run under Docker (simulator/containers.py) instead of as processes.
+    adjust: changes each manifest, those of deploy too, before it is run.
     Raises InputError: the manifest is wrong.
     """
 
@@ -70,11 +73,16 @@ class EdgeDevice:
         on_line: Callable[[str, bytes], None] | None = None,
         python: str = sys.executable,
         in_containers: bool = False,
+        adjust: Callable[[dict[str, Any]], None] = lambda manifest: None,
     ) -> None:
         if not ID.fullmatch(device_id):
             way_out = "1 to 128 letters, digits and -:.+%_#*?!(),=@$'"
             raise InputError("simulator", f"the device id {device_id!r} is none", way_out)
+        if address is not None and not ADDRESS.fullmatch(address):
+            raise InputError("simulator", f"the address {address!r} is none", "for example 127.1.2.3")
         self._in_containers = in_containers
+        self._adjust = adjust
+        self._adjust(manifest)
         self._content = modules_content(manifest, Path("manifest"))
         self._state = state.absolute()
         self._root = modules_root.absolute()
@@ -152,7 +160,7 @@ class EdgeDevice:
 
     def start_modules(self) -> None:
         """Start what the manifest wants running, in startupOrder. Raises InputError: an image is not built here."""
-        _check_images(self.modules.values(), self._root)
+        self._check_images(self.modules.values())
         self._are_wanted = True
         self._agent.launch(self.modules.values())
 
@@ -161,11 +169,12 @@ class EdgeDevice:
 
         A manifest that cannot be run changes nothing. Raises InputError.
         """
+        self._adjust(manifest)
         async with self._deploying:
             before, self._content = self._content, modules_content(manifest, Path("manifest"))
             try:
                 modules = {name: self._module(name, definition) for name, definition in self._definitions().items()}
-                _check_images(modules.values() if self._are_wanted else (), self._root)
+                self._check_images(modules.values() if self._are_wanted else ())
                 self._check_twins()
             except InputError:
                 self._content = before
@@ -200,6 +209,13 @@ class EdgeDevice:
         """To who connects from now on: the hub's own, or one that has expired."""
         shown = certificates.expired(self._certificate) if expired else self._certificate
         self.hub.tls.load_cert_chain(shown, self._key_file)
+
+    def _check_images(self, modules: Iterable[Module]) -> None:
+        """Docker has images of its own; a process needs the module's folder."""
+        for module in () if self._in_containers else modules:
+            if module.folder is None:
+                what = f"no modules/*/module.json below {self._root} names its image"
+                raise InputError(f"module {module.name}", what, "leave it away, or run the images with --containers")
 
     def _definitions(self) -> dict[str, Any]:
         return object_of(object_of(object_of(self._content, "$edgeAgent"), "properties.desired"), "modules")
@@ -267,13 +283,6 @@ class EdgeDevice:
         listener = functools.partial(self._on_line, name) if self._on_line else None
         log_file = ModuleLog(self._state / "logs" / f"{name}.log", listener)
         return Module(name, definition, folder, {**runtime, **environment, **self.environment(name)}, log_file)
-
-
-def _check_images(modules: Iterable[Module], root: Path) -> None:
-    for module in modules:
-        if module.folder is None:
-            place = f"module {module.name}"
-            raise InputError(place, f"no modules/*/module.json below {root} names its image", "build it")
 
 
 def free_address() -> str:

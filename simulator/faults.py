@@ -30,10 +30,11 @@ Count = Annotated[int, msgspec.Meta(ge=-1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
-class Faults(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Faults(msgspec.Struct, forbid_unknown_fields=True):
     """Numbers count down as the fault is done; -1 is for ever. The default of each is that all is well.
 
     silent: a PUBLISH to a topic that starts so gets no answer and no PUBACK; silence_count: how many of them.
+    no_twin_answer: twin requests that get their PUBACK alone.
     refuse: CONNECTs to be refused with refuse_code. no_connack, no_suback: how many are not answered. drop_after: the
     connection is cut when so many packets have come, once; drop_before_ack: at so many messages, before the PUBACK.
     puback_delay_s: PUBACKs come so late. throttle_per_s: no more PUBACKs a second than that, later ones wait.
@@ -49,6 +50,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     refuse_code: Annotated[int, msgspec.Meta(ge=1, le=255)] = mqtt.NOT_AUTHORISED
     no_connack: Count = 0
     no_suback: Count = 0
+    no_twin_answer: Count = 0
     drop_after: Count = -1
     drop_before_ack: Count = 0
     puback_delay_s: Seconds = 0
@@ -60,6 +62,13 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     certificate_expired: bool = False
     upstream_cut: bool = False
     time_rate: Annotated[float, msgspec.Meta(ge=0.001, le=1e6)] = 1
+
+    def on(self) -> dict[str, Any]:
+        """Those that are not as by default."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value != getattr(ALL_WELL, name)}
+
+
+ALL_WELL = Faults()
 
 
 def changed(faults: Faults, changes: Mapping[str, Any], place: str) -> Faults:
@@ -150,6 +159,10 @@ class FaultyHub(Hub):
             for section in document.values():
                 section.pop("$version", None)
         return document
+
+    def _answer_twin(self, connection: Connection, status: int, *answer: Any) -> None:
+        if not self._is_due("no_twin_answer", connection.module):
+            super()._answer_twin(connection, status, *answer)
 
     def _is_due(self, name: str, module: str) -> bool:
         left = getattr(self.faults, name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from simulator import strict
 from simulator.tasks import Tasks
 
 HEAD_BYTES = 16 * 1024
@@ -32,7 +33,7 @@ class Request(NamedTuple):
     def json(self) -> Any:
         """Raises BadRequest."""
         try:
-            return json.loads(self.body)
+            return strict.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise BadRequest(400, "the body is not JSON") from error
 
@@ -134,8 +135,13 @@ def _size(size: int, most_bytes: int) -> int:
     return size  # readexactly refuses one below zero
 
 
+def encoded(document: Any) -> bytes:
+    """As a body; None is an empty one."""
+    return b"" if document is None else json.dumps(document).encode()
+
+
 async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
-    body = b"" if answer.document is None else json.dumps(answer.document).encode()
+    body = encoded(answer.document)
     headers = {"Content-Length": str(len(body)), "Connection": "close", **answer.headers}
     if body:
         headers["Content-Type"] = "application/json; charset=utf-8"
@@ -150,7 +156,7 @@ async def ask(socket: Path, method: str, path: str, document: Any = None) -> Ans
     """Send a request to a unix socket; return its answer. Raises OSError, EOFError: there was none."""
     reader, writer = await asyncio.open_unix_connection(socket)
     try:
-        body = b"" if document is None else json.dumps(document).encode()
+        body = encoded(document)
         writer.write(f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         head = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
         text = await reader.read()

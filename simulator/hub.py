@@ -56,7 +56,13 @@ class Hub(Broker):
         self._calls: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._cut_twins: dict[str, Twin] | None = None
         self.router = Router(
-            folder / "queues", self.counters, self._to_cloud, self._to_input, self.tell, self.clock.now
+            folder / "queues",
+            self.counters,
+            self._to_cloud,
+            self._listening,
+            self._to_input,
+            self.tell,
+            self.clock.now,
         )
         self._configure_routes()
 
@@ -183,13 +189,18 @@ class Hub(Broker):
         if topic.startswith(events):
             self._take_telemetry(module, parse_bag(topic[len(events) :]), message, wire_bytes)
         elif topic.startswith("$iothub/twin/GET/"):
-            connection.answer(200, request_id(topic), self._twin_document(module))
+            self._answer_twin(connection, 200, request_id(topic), self._twin_document(module))
         elif topic.startswith("$iothub/twin/PATCH/properties/reported/"):
             self._take_reported(connection, module, request_id(topic), message.payload)
         elif topic.startswith("$iothub/methods/res/"):
             self._take_method_answer(topic, message.payload)
         else:
             raise mqtt.Malformed(f"a PUBLISH to {topic!r}, which is no topic of {module}")
+
+    def _answer_twin(
+        self, connection: Connection, status: int, rid: str, document: Any = None, version: int | None = None
+    ) -> None:
+        connection.answer(status, rid, document, version)
 
     def _twin_document(self, module: str) -> dict[str, Any]:
         document = self._memory.twins[module].document()
@@ -226,24 +237,27 @@ class Hub(Broker):
         if self.on_message:
             self.on_message(message.identity, message.bag, message.body)
 
-    async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
-        """Wait until the module listens, send, and wait for its acknowledgement; edgeHub does so for 30 s."""
-        root = self.identities.path_of(module)
-        inputs = f"{root}/inputs/#"
+    async def _listening(self, module: str) -> None:
+        """Return once the module is there and has subscribed to its inputs."""
+        inputs = f"{self.identities.path_of(module)}/inputs/#"
         await forever(lambda: self.is_connected(module) and inputs in self.subscriptions[module], self.changed)
+
+    async def _to_input(self, module: str, input_name: str, message: Message) -> bool:
+        """Send to a module that listens, and wait for its acknowledgement; edgeHub does so for 30 s."""
+        root = self.identities.path_of(module)
         topic = input_topic(root, input_name, message)
-        return await self._connections[module].deliver(inputs, topic, message.body, ACKNOWLEDGE_SECONDS)
+        return await self._connections[module].deliver(f"{root}/inputs/#", topic, message.body, ACKNOWLEDGE_SECONDS)
 
     def _take_reported(self, connection: Connection, module: str, rid: str, payload: bytes) -> None:
         try:
             self._memory.twins[module].patch_reported(parse(payload))
         except Rejected as error:
             log.warning("%s: reported properties refused: %s", module, error)
-            connection.answer(400, rid)
+            self._answer_twin(connection, 400, rid)
             return
         self._keep()
         version = self._memory.twins[module].reported_version
-        connection.answer(204, rid, version=version if self.identities.is_direct(module) else None)
+        self._answer_twin(connection, 204, rid, None, version if self.identities.is_direct(module) else None)
         self._tell_twin_change(module, "reported", payload)
 
     def _take_method_answer(self, topic: str, payload: bytes) -> None:

@@ -46,10 +46,10 @@ class Message(NamedTuple):
 class Router:
     """Sends messages on; what cannot go now waits in folder.
 
-    upstream: takes a message to the cloud, and raises OSError where it cannot be stored there. deliver: gives a message
-    to a module's input and returns once it is acknowledged, or false where it was not. tell: something has changed.
-    now: the clock that messages expire by. counters: no_route, expired_messages, damaged_messages, delivered (to
-    inputs).
+    upstream: takes a message to the cloud, and raises OSError where it cannot be stored there. listening: returns once
+    a module takes messages. deliver: gives one to a module's input and returns once it is acknowledged, or false where
+    it was not. tell: something has changed. now: the clock that messages expire by. counters: no_route,
+    expired_messages, damaged_messages, delivered (to inputs).
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Router:
         folder: Path,
         counters: Counter[str],
         upstream: Callable[[Message], None],
+        listening: Callable[[str], Awaitable[None]],
         deliver: Callable[[str, str, Message], Awaitable[bool]],
         tell: Callable[[], None],
         now: Callable[[], float],
@@ -64,6 +65,7 @@ class Router:
         self._folder = folder
         self._counters = counters
         self._upstream = upstream
+        self._listening = listening
         self._deliver = deliver
         self._tell = tell
         self._now = now
@@ -83,7 +85,7 @@ class Router:
             for name, definition in routes.items():
                 try:
                     self._routes.append(Route(name, definition))
-                except (ValueError, AttributeError) as error:
+                except ValueError as error:
                     log.error("a route is left out: %s: %s", name, error)
         storage = desired.get("storeAndForwardConfiguration")
         ttl_s = storage.get("timeToLiveSecs") if isinstance(storage, dict) else None
@@ -148,8 +150,10 @@ class Router:
         queue = self._queues[name]
         module, _, input_name = name.partition("%2F")
         try:
-            while first := queue.first(self._counters):
-                if await self._deliver(module, input_name, first[1]):
+            while len(queue):
+                await self._listening(module)  # which may take long: what is first then goes first
+                first = queue.first(self._counters)
+                if first and await self._deliver(module, input_name, first[1]):
                     queue.drop(first[0])
                     self._counters["delivered"] += 1
                     self._tell()
@@ -255,7 +259,10 @@ class _Names:
                 return UNDEFINED
         if isinstance(value, dict | list):
             return json.dumps(value)
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        try:
+            return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        except OverflowError:
+            return UNDEFINED
 
     def _parse(self) -> Any:
         """A body is looked into only where the message says that it is JSON in UTF-8."""

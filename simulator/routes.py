@@ -25,6 +25,7 @@ ENDPOINT = re.compile(
 )
 
 LONGEST = 4096  # characters: a twin takes no longer value
+SHAPE = "FROM <source> [WHERE <condition>] INTO <sink>"
 UPSTREAM = "$upstream"
 DEFAULT_PRIORITY = 2_000_000_000  # behind any that can be written
 
@@ -36,11 +37,12 @@ class Route:
     """
 
     def __init__(self, name: str, definition: str | Mapping[str, Any]) -> None:
+        for _, problem, _ in definition_problems(definition, None):
+            raise ValueError(problem)
         options: Mapping[str, Any] = {"route": definition} if isinstance(definition, str) else definition
-        match = ROUTE.fullmatch(str(options.get("route", "")))
-        endpoint = ENDPOINT.fullmatch(match["sink"]) if match else None
-        if not match or not SOURCE.fullmatch(match["source"]):
-            raise ValueError(f"route {name} is none")
+        match = ROUTE.fullmatch(options["route"])
+        assert match
+        endpoint = ENDPOINT.fullmatch(match["sink"])
         self.name = name
         self.endpoint = f"{endpoint['module']}/{endpoint['input']}" if endpoint else UPSTREAM
         self.priority: int = options.get("priority", DEFAULT_PRIORITY)
@@ -61,11 +63,31 @@ def source_of(module: str, output: str | None) -> str:
     return f"{root}/outputs/{output}" if output else root
 
 
+def definition_problems(definition: Any, modules: Collection[str] | None) -> Iterator[tuple[str, str, str]]:
+    """Each problem of a route as a deployment has it: where in it, what, and the way out. modules: as in problems."""
+    route = definition
+    if isinstance(definition, dict):
+        route = definition.get("route")
+        if not is_integer(definition.get("priority", 0), 0, 9):
+            yield ".priority", f"{definition['priority']!r} is no priority", "take 0 to 9"
+        if not is_integer(definition.get("timeToLiveSecs", 0), 0, (1 << 32) - 1):
+            yield ".timeToLiveSecs", f"{definition['timeToLiveSecs']!r} is no time", "take whole seconds"
+    if not isinstance(route, str):
+        yield "", "is no route", SHAPE
+        return
+    for problem, way_out in problems(route, modules):
+        yield "", problem, way_out
+
+
+def is_integer(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 def problems(route: str, modules: Collection[str] | None) -> Iterator[tuple[str, str]]:
     """Each problem of a route with its way out. modules: those of the deployment, None where they are not known."""
     match = ROUTE.fullmatch(route) if len(route) <= LONGEST else None
     if not match:
-        yield "is no route", "FROM <source> [WHERE <condition>] INTO <sink>"
+        yield "is no route", SHAPE
         return
     source, endpoint = SOURCE.fullmatch(match["source"]), ENDPOINT.fullmatch(match["sink"])
     if not source:

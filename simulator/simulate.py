@@ -95,18 +95,29 @@ def drive(folder: Path, seconds: float, seed: int, say: Say) -> tuple[Path, Deco
 
 
 def run(manifest: dict[str, Any], name: str, settings: Settings, say: Say) -> bool:
-    """Until SIGINT, SIGTERM or the end of settings.seconds; false if a module did not stay up. Raises InputError."""
+    """Until SIGINT, SIGTERM or the end of settings.seconds; false if a module did not stay up.
+
+    Raises InputError; BrokenPipeError, once all has ended in order: nobody reads any longer what say is told.
+    """
     with held(settings.state):
-        return asyncio.run(Simulation(manifest, name, settings, say).run())
+        try:
+            return asyncio.run(Simulation(manifest, name, settings, say).run())
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            place, problem = error.filename or settings.state, f"cannot be written ({error.strerror or error})"
+            raise InputError(place, problem, "make room there, or choose another folder with --state") from error
 
 
 class Simulation:
     def __init__(self, manifest: dict[str, Any], name: str, settings: Settings, say: Say) -> None:
         self._name = name
         self._settings = settings
-        self._say = say
-        if settings.recording:
-            _replay(manifest, settings.recording, settings.speed)
+        self._out = say
+        self._stop = asyncio.Event()
+        self._nobody_reads: BrokenPipeError | None = None
+        if settings.recording and not _sources(manifest):
+            raise InputError("manifest", "no module has a BORDNETZ_SOURCE to replace", "leave --log and --vehicle away")
         self._device = EdgeDevice(
             manifest,
             settings.state,
@@ -116,6 +127,7 @@ class Simulation:
             restart_scale=settings.restart_scale,
             on_line=self._on_line,
             in_containers=settings.in_containers,
+            adjust=self._adjust,
         )
         self._device.hub.on_message = self._on_message
         self._switches = Switchboard(self._device)
@@ -123,9 +135,8 @@ class Simulation:
         self._states: dict[str, str] = {}
 
     async def run(self) -> bool:
-        stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         control = Control(self._settings.state, self.answer)
         async with self._device as device:
             self._bring_files()
@@ -137,7 +148,7 @@ class Simulation:
                 self._tasks.start(self._switches.run(self._settings.faults), "simulate: faults")
             try:
                 async with asyncio.timeout(self._settings.seconds):
-                    await stop.wait()
+                    await self._stop.wait()
             except TimeoutError:
                 pass
             finally:
@@ -150,6 +161,8 @@ class Simulation:
         self._say(f"{counters['messages']:,} messages, {counters['body_bytes']:,} bytes in {device.hub.messages_dir}")
         for module in down:
             self._say(f"{module} did not stay up: see {self._log(module)}")
+        if self._nobody_reads:
+            raise self._nobody_reads
         return not down
 
     async def answer(self, request: Request) -> Answer:
@@ -165,7 +178,7 @@ class Simulation:
                     thrown = await self._switches.throw(changes)
                 except InputError as error:
                     raise BadRequest(400, str(error)) from error
-                self._tell(f"faults: {json.dumps(msgspec.to_builtins(thrown))}")  # without those that are off
+                self._tell(f"faults: {json.dumps(thrown.on())}")
                 return Answer(200, msgspec.structs.asdict(thrown))
             case _, ("simulator", *_):
                 raise BadRequest(404, "known are GET /simulator and PATCH /simulator/faults")
@@ -193,6 +206,13 @@ class Simulation:
                 for name, module in device.modules.items()
             },
         }
+
+    def _adjust(self, manifest: dict[str, Any]) -> None:
+        """What is applied later replays the recording, too."""
+        recording = self._settings.recording
+        if recording:
+            for source in _sources(manifest):
+                source["value"] = f"replay:{VEHICLE_FOLDER}/{recording.name}?speed={self._settings.speed:g}"
 
     def _bring_files(self) -> None:
         """What the modules find in the vehicle's folder: the decoder manifest, and the recording."""
@@ -245,6 +265,13 @@ class Simulation:
     def _log(self, module: str) -> Path:
         return self._settings.state / "logs" / f"{module}.log"
 
+    def _say(self, line: str) -> None:
+        try:
+            self._out(line)
+        except BrokenPipeError as error:  # that is no reason to refuse messages
+            self._nobody_reads = error
+            self._stop.set()
+
     def _tell(self, line: str) -> None:
         self._say(f"{datetime.now().astimezone():%H:%M:%S} {line}")
 
@@ -264,15 +291,12 @@ def problems_of(environment: dict[str, str]) -> list[str]:
     return problems
 
 
-def _replay(manifest: dict[str, Any], recording: Path, speed: float) -> None:
+def _sources(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where modules' environments name what they read."""
     content = deployment.modules_content(manifest, Path("manifest"))
     modules = object_of(object_of(object_of(content, "$edgeAgent"), "properties.desired"), "modules")
     environments = [object_of(module, "env") for module in modules.values()]
-    sources = [env["BORDNETZ_SOURCE"] for env in environments if object_of(env, "BORDNETZ_SOURCE")]
-    if not sources:
-        raise InputError("manifest", "no module has a BORDNETZ_SOURCE to replace", "leave --log and --vehicle away")
-    for source in sources:
-        source["value"] = f"replay:{VEHICLE_FOLDER}/{recording.name}?speed={speed:g}"
+    return [env["BORDNETZ_SOURCE"] for env in environments if object_of(env, "BORDNETZ_SOURCE")]
 
 
 def _readable(body: bytes) -> str:

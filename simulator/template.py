@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from edge.errors import InputError
+from simulator import strict
 
 CHUNK_CHARACTERS = 512
 MOST_CHUNKS = 8
@@ -25,24 +26,28 @@ DESIRED = "properties.desired"
 AGENT = "modulesContent.$edgeAgent"
 
 
-def expand(path: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def expand(path: Path, env: Mapping[str, str] | None = None, platform: str = PLATFORM) -> dict[str, Any]:
     """The manifest of a template. env replaces the environment, which goes before the .env beside the template.
+
+    platform: whose images `${MODULES.name}` means.
 
     Raises InputError: not JSON, an undefined variable or ${MODULES.x}, createOptions over their limit.
     """
-    manifest, problems = try_expand(path, env)
+    manifest, problems = try_expand(path, env, platform)
     if problems:
         raise problems[0]
     return manifest
 
 
-def try_expand(path: Path, env: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[InputError]]:
+def try_expand(
+    path: Path, env: Mapping[str, str] | None = None, platform: str = PLATFORM
+) -> tuple[dict[str, Any], list[InputError]]:
     """As far as it goes, with all that does not. Raises InputError: it is no template at all."""
     template = read_json(path)
     modules_content(template, path)
     template.pop("$schema-template", None)
     variables = {**_dotenv(path.parent / ".env"), **(os.environ if env is None else env)}
-    expansion = _Expansion(path.parent, variables)
+    expansion = _Expansion(path.parent, variables, platform)
     try:
         manifest: dict[str, Any] = expansion.expand(template, path, "")
     except RecursionError as error:
@@ -58,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises InputError, also where a name stands twice in an object: other readers would take the other one."""
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        document = strict.loads(text, _once)
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})", "give a template or manifest") from error
     except (ValueError, RecursionError) as error:
@@ -114,10 +119,11 @@ def _image_name(image: str) -> str:
 class _Expansion:
     """Fills in placeholders below one folder, and keeps what it could not fill in."""
 
-    def __init__(self, root: Path, variables: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, variables: Mapping[str, str], platform: str) -> None:
         self.problems: list[InputError] = []
         self._root = root
         self._variables = variables
+        self._platform = platform
         self._images: dict[Path, dict[str, str]] = {}
 
     def expand(self, value: Any, file: Path, place: str) -> Any:
@@ -144,7 +150,8 @@ class _Expansion:
         images = self._images_of(folder)
         if image["platform"] not in images:
             known = ", ".join(f"{image['base']}{platform}" for platform in images) or "none"
-            self._problem(file, place, f"{match[0]} is no image", f"{folder / 'module.json'} gives {known}")
+            what = f"{match[0]} is no image" if image["platform"] else f"{match[0]} is no image for {self._platform}"
+            self._problem(file, place, what, f"{folder / 'module.json'} gives {known}")
         return images.get(image["platform"], match[0])
 
     def _images_of(self, folder: Path) -> dict[str, str]:
@@ -156,8 +163,8 @@ class _Expansion:
             for platform in object_of(object_of(image, "tag"), "platforms"):
                 name = f"{str(image.get('repository')).lower()}:{image['tag'].get('version')}-{platform}"
                 images[f".{platform}"] = name
-                if platform in (PLATFORM, f"{PLATFORM}.debug"):
-                    images[platform.removeprefix(PLATFORM)] = name
+                if platform in (self._platform, f"{self._platform}.debug"):
+                    images[platform.removeprefix(self._platform)] = name
         return self._images[folder]
 
     def _image_section(self, file: Path) -> dict[str, Any]:
@@ -212,13 +219,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
-
-
 def _dotenv(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"cannot be read ({error})", "write NAME=VALUE lines, in UTF-8") from error
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}

@@ -6,11 +6,12 @@ section, 4 KB a value, ten levels, no control characters, dots, dollars or space
 
 import json
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from edge.twin import merge_patch
+from simulator import strict
 
 SECTION_BYTES = 32 * 1024
 TAGS_BYTES = 8 * 1024
@@ -95,13 +96,9 @@ def _now() -> str:
 def parse(text: bytes) -> Any:
     """JSON as it came from a client. Raises Rejected."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return strict.loads(text)
     except (ValueError, RecursionError) as error:
         raise Rejected(f"no JSON: {error}") from error
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _patched(section: dict[str, Any], patch: Any, most_bytes: int = SECTION_BYTES) -> dict[str, Any]:

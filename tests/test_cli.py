@@ -173,6 +173,22 @@ def test_check_expands_a_template_to_a_deployment_that_has_no_findings_either(tm
     assert result.exit_code == 0, result.output
 
 
+def test_check_expands_a_template_for_the_platform_that_is_asked_for(tmp_path: Path) -> None:
+    expanded = tmp_path / "made" / "deployment.json"
+    template = ROOT / "deployment.template.json"
+    assert bordnetz("check", template, "--expand", expanded, "--platform", "arm64v8").exit_code == 0
+    assert "bordnetz-uplink:0.1.0-arm64v8" in expanded.read_text()
+    result = bordnetz("check", template, "--platform", "riscv")
+    assert result.exit_code == 1
+    assert "${MODULES.uplink} is no image for riscv" in result.output
+
+
+def test_an_expanded_template_that_cannot_be_written_is_one_clear_line() -> None:
+    result = bordnetz("check", ROOT / "deployment.template.json", "--expand", "/proc/deployment.json")
+    assert result.exit_code == 2
+    assert "/proc/deployment.json: cannot be written (" in result.output
+
+
 def test_check_says_what_is_wrong_with_a_campaign(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "campaigns.json").write_text(
         json.dumps({"campaigns": {"a": {"signals": {"NoSuch.Signal": {}}}, "b": {"signals": {}, "prio": 3}}})

@@ -83,6 +83,19 @@ NONE = "FROM /messages/* INTO $upstream"
             "modulesContent.uplink.properties.desired: the section has 36",
         ),
         (lambda content: content.update(x={}), "modulesContent.x: the deployment has no such module"),
+        (uplink(restartpolicy="never"), f"{UPLINK}.restartpolicy: is not known; did you mean restartPolicy?"),
+        (uplink(settings={"image": "x", "createOption": ""}), f"{UPLINK}.settings.createOption: is not known; did you"),
+        (route({"route": NONE, "timeToLiveSec": 5}), f"{HUB}.routes.up.timeToLiveSec: is not known; did you mean"),
+        (
+            lambda content: content["$edgeHub"]["properties.desired"].update(route={}),
+            f"{HUB}.route: is not known; did you mean routes?",
+        ),
+        (
+            lambda content: content["$edgeAgent"]["properties.desired"].update(modulez={}),
+            f"{AGENT}.modulez: is not known; did you mean modules?",
+        ),
+        (uplink(env={"A": {"value": "${LEFT"}}), f"{UPLINK}.env.A.value: a placeholder without its }}; close it"),
+        (uplink(env={"${X}": {"value": ""}}), f"{UPLINK}.env.${{X}}: a placeholder in a name; write the name itself"),
     ],
 )
 def test_what_iot_edge_would_refuse_is_found(change, finding):
@@ -102,6 +115,7 @@ def test_the_deployment_of_the_project_has_no_findings():
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "c stands there twice"),
         ('{"a": NaN}', "NaN is no number"),
         ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": 1e999}', "1e999 is no number"),
         ('{"a":' * 5000, "is not JSON"),
         ("\ufeff{}", "is not JSON"),
         ("", "is not JSON"),
@@ -112,6 +126,31 @@ def test_what_only_looks_like_a_deployment_is_refused(tmp_path, text, problem):
     (tmp_path / "d.json").write_text(text)
     with pytest.raises(InputError, match=problem):
         deployment.check(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ('{"image": {"repository": "r", "tag": {"version": "1"}}}', "image: platforms is missing; add it"),
+        (
+            '{"image": {"repository": "r", "tag": {"version": "1", "platforms": {"amd64": "./Dockerfile"}}}}',
+            "image.tag.platforms.amd64: there is no ./Dockerfile; add or correct it",
+        ),
+    ],
+)
+def test_a_module_that_names_no_dockerfile_that_is_there_is_found(tmp_path, text, finding):
+    (tmp_path / "modules" / "probe").mkdir(parents=True)
+    (tmp_path / "modules" / "probe" / "module.json").write_text(text)
+    (tmp_path / "d.json").write_text(json.dumps(MANIFEST))
+    found = [line for line in deployment.check(tmp_path / "d.json") if "probe" in line]
+    assert [line.partition("module.json: ")[2] for line in found] == [finding]
+
+
+def test_names_that_are_not_near_a_known_one_are_left_to_iot_edge():
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["modulesContent"]["$edgeHub"]["properties.desired"]["mqttBroker"] = {}
+    uplink(somethingNew=5)(manifest["modulesContent"])
+    assert deployment.check_manifest(manifest, Path("d.json")) == []
 
 
 # -- Dockerfiles -------------------------------------------------------------------------------------------------

@@ -118,6 +118,18 @@ def test_two_simulators_run_side_by_side_and_end_by_themselves(tmp_path):
 
 
 @pytest.mark.process
+def test_a_simulator_whose_reader_has_gone_ends_in_order(tmp_path):
+    command = [sys.executable, "-m", "edge", "simulate", "--vehicle", "--drive-seconds", "2", "--state", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        next(line for line in process.stdout if "hub on" in line)
+        process.stdout.close()
+        assert process.wait(SECONDS) == 0
+        assert "Broken pipe" not in process.stderr.read()
+
+
+@pytest.mark.process
 def test_a_second_run_with_the_same_state_says_that_the_replay_goes_on(tmp_path):
     for words in (("hub on",), ("drive-2s-seed1.log.gz goes on where", "another --state begins anew")):
         run = Running(tmp_path / "state", "--vehicle", "--drive-seconds", 2)
@@ -145,6 +157,55 @@ def test_who_talks_to_no_simulator_is_told_so(tmp_path):
     assert (
         done.stderr == f"bordnetz: {tmp_path}: no simulator runs there; start bordnetz simulate, or name its --state\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("call", "uplink", "getStatus", "NaN"), "JSON: is no JSON (NaN is no number)"),
+        (("twin", "set", "uplink", '{"a": -Infinity}'), "JSON: is no JSON (-Infinity is no number)"),
+        (("twin", "set", "uplink", '{"a": 1e999}'), "JSON: is no JSON (1e999 is no number)"),
+    ],
+)
+def test_what_is_no_json_is_refused_before_it_is_sent(tmp_path, arguments, problem):
+    done = bordnetz(*arguments, "--state", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr
+
+
+async def test_a_deployment_that_is_applied_later_replays_the_recording_too(tmp_path):
+    (tmp_path / "a.log").touch()
+    settings = simulate.Settings(tmp_path / "state", recording=tmp_path / "a.log")
+    simulation = simulate.Simulation(simulate.load([TEMPLATE]), "it", settings, lambda line: None)
+    async with simulation._device as device:
+        collector = device.modules["collector"]
+        assert collector.environment["BORDNETZ_SOURCE"].startswith("replay:")
+        await device.deploy(simulate.load([TEMPLATE]))
+        assert device.modules["collector"] is collector  # it has not changed
+        without = simulate.load([TEMPLATE])
+        del without["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["collector"]
+        await device.deploy(without)
+        assert device.modules.keys() == {"uplink"}
+    with pytest.raises(InputError, match="no module has a BORDNETZ_SOURCE to replace"):
+        simulate.Simulation(without, "it", settings, lambda line: None)
+
+
+def test_a_document_that_is_too_long_is_refused_before_it_is_sent(tmp_path):
+    with pytest.raises(control.Refused, match=r"400: a body of 2,000,002 bytes; 1,048,576 are allowed"):
+        control.ask(tmp_path, "PATCH", "/twins/car", "x" * 2_000_000)
+
+
+@pytest.mark.process
+def test_a_disk_that_is_full_is_one_clear_line(tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "host" / "a.log"))
+
+    monkeypatch.setattr(simulate.shutil, "copyfile", full)
+    recording = tmp_path / "a.log"
+    recording.touch()
+    settings = simulate.Settings(tmp_path / "state", recording=recording)
+    with pytest.raises(InputError, match=r"a\.log: cannot be written \(No space left on device\); make room"):
+        simulate.run(simulate.load([TEMPLATE]), "it", settings, lambda line: None)
 
 
 def template(tmp_path: Path, change: Any) -> Path:
@@ -177,6 +238,8 @@ def test_what_iot_edge_would_refuse_is_refused(tmp_path):
         (("--log", "x.log", "--manifest", "y.manifest"), "x.log: no such file; give a recording"),
         (("--log", "x.log", "--vehicle"), "exclude each other"),
         (("nowhere.json",), "nowhere.json: cannot be read"),
+        (("--address", "ö"), "simulator: the address 'ö' is none; for example 127.1.2.3"),
+        (("--address", "../x"), "simulator: the address '../x' is none; for example 127.1.2.3"),
         (("--address", "192.0.2.1", "--vehicle", "--drive-seconds", 1), "192.0.2.1:8883: cannot be listened on"),
     ],
 )

@@ -1,6 +1,8 @@
 """createOptions as `docker run` takes them; `make containers` runs them in a real engine."""
 
+import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,33 @@ def test_modules_that_cannot_run_in_containers_are_refused_at_once(tmp_path: Pat
     manifest = {"modulesContent": {"$edgeAgent": {"properties.desired": {"modules": {"m": module}}}}}
     with pytest.raises(InputError, match=r"manifest: module m"):
         EdgeDevice(manifest, tmp_path, modules_root=ROOT, in_containers=True, address=free_address())
+
+
+async def test_a_module_of_somebody_else_runs_as_a_container_and_not_as_a_process(tmp_path: Path, monkeypatch) -> None:
+    module = {"settings": {"image": "example.com/metrics:1"}, "restartPolicy": "never"}
+    manifest = {"modulesContent": {"$edgeAgent": {"properties.desired": {"modules": {"m": module}}}}}
+    async with EdgeDevice(manifest, tmp_path / "p", modules_root=ROOT) as device:
+        with pytest.raises(InputError, match=r"module m: no modules/\*/module.json .* names its image; .*--containers"):
+            device.start_modules()
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho $*")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    lines: list[bytes] = []
+    inside = EdgeDevice(
+        manifest,
+        tmp_path / "c",
+        modules_root=ROOT,
+        in_containers=True,
+        address=free_address(),
+        on_line=lambda name, line: lines.append(line),
+    )
+    async with inside as device:
+        device.start_modules()
+        async with asyncio.timeout(10):
+            while device.modules["m"].exit_code is None:
+                await device.hub.changed(10)
+    assert b"example.com/metrics:1" in lines[0]
 
 
 def test_what_is_switched_off_needs_not_be_applied() -> None:

@@ -18,7 +18,7 @@ from simulator.clock import Clock
 from simulator.device import EdgeDevice
 from simulator.faults import Faults
 from simulator.switchboard import Schedule, Step, Switchboard, load
-from tests.hub_client import EVENTS, MANIFEST, SECONDS, raw, token, until
+from tests.hub_client import EVENTS, MANIFEST, REPORTED, SECONDS, raw, token, until
 
 WORKLOAD = "trust-bundle?api-version=2022-08-03"
 
@@ -88,6 +88,24 @@ async def test_what_is_no_switch_is_refused_and_nothing_is_thrown(device, switch
         await switches.throw({"forget_sessions": True, **changes})
     assert problem in str(caught.value)
     assert device.hub.faults == Faults()
+
+
+async def test_a_twin_answer_is_swallowed_and_its_request_acknowledged(device, switches):
+    await switches.throw({"no_twin_answer": 2})
+    async with raw(device) as (client, _):
+        await client.subscribe("$iothub/twin/res/#")
+        for number, topic in enumerate(("$iothub/twin/GET/?$rid=", REPORTED, REPORTED), start=1):
+            await client.publish(f"{topic}{number}", b'{"a": 1}', packet_id=number)
+            if number == 3:
+                assert (await client.next_publish()).topic == "$iothub/twin/res/204/?$rid=3"
+            assert await client.acknowledged() == number
+    assert device.hub.counters["fault: no_twin_answer"] == 2
+    assert device.hub.twin("uplink").reported_version == 3
+
+
+async def test_switches_that_are_off_are_not_told_again(device, switches):
+    thrown = await switches.throw({"puback_delay_s": 0, "time_rate": 1, "refuse": 1})
+    assert thrown.on() == {"refuse": 1}
 
 
 async def test_late_pubacks_come_in_order_and_late(device, switches):
@@ -166,9 +184,32 @@ async def test_a_clock_wakes_its_sleepers_sooner_when_it_is_made_faster():
     await asyncio.sleep(0)
     clock.run(1e7)
     await asyncio.wait_for(sleeper, SECONDS)
-    before = clock.now()
+    before = clock.passed()
     clock.run(1)
-    assert 0 <= clock.now() - before < 1e9
+    assert 0 <= clock.passed() - before < 1e9
+
+
+async def test_a_clock_that_runs_as_the_machines_again_shows_its_time_and_who_sleeps_by_it_sleeps_no_longer():
+    clock = Clock()
+    clock.run(1e7)
+    sleeper = asyncio.create_task(clock.sleep(1e6))
+    await asyncio.sleep(0)
+    assert clock.now() >= time.time()
+    clock.run(1e6)
+    clock.run(1)
+    assert abs(clock.now() - time.time()) < 1
+    clock.run(1e7)
+    await asyncio.wait_for(sleeper, SECONDS)
+
+
+async def test_tokens_are_good_again_when_the_clock_runs_as_before(device, switches):
+    await switches.throw({"time_rate": 1e6})
+    await asyncio.sleep(0.02)
+    async with raw(device) as (_, connack):
+        assert connack[1] == mqtt.NOT_AUTHORISED
+    await switches.throw({"time_rate": 1})
+    async with raw(device) as (_, connack):
+        assert connack[1] == mqtt.ACCEPTED
 
 
 async def test_a_schedule_throws_its_steps_by_the_clock_and_begins_anew(device, switches):

@@ -133,6 +133,26 @@ async def test_what_a_module_has_not_acknowledged_waits_for_it_also_over_a_resta
         await until(device, lambda: not device.hub.router.waiting())
 
 
+async def test_what_waits_for_a_module_comes_by_priority_and_not_behind_its_time(tmp_path):
+    outputs = {"short": {"timeToLiveSecs": 60}, "late": {"priority": 9}, "first": {"priority": 1}}
+    source, sink = "/messages/modules/collector/outputs", 'BrokeredEndpoint("/modules/uplink/inputs/in")'
+    routes = {name: {"route": f"FROM {source}/{name} INTO {sink}", **more} for name, more in outputs.items()}
+    async with edge(tmp_path, routes) as device, sdk(device, "collector") as sender:
+        for name in routes:
+            await sender.send_message_to_output(json_message(name), name)
+        device.hub.clock.run(1e4)
+        await device.hub.clock.sleep(61)
+        device.hub.clock.run(0.5)  # at 1 it would show the machine's time again
+        async with sdk(device, "uplink") as receiver:
+            inbox = await listen(receiver)
+            assert [json.loads((await asyncio.wait_for(inbox.get(), SECONDS)).data) for _ in range(2)] == [
+                "first",
+                "late",
+            ]
+            await until(device, lambda: not device.hub.router.waiting())
+        assert device.hub.counters["expired_messages"] == 1
+
+
 async def test_a_cut_upstream_keeps_telemetry_in_order_and_twins_follow_as_one_patch(tmp_path):
     up = {"up": "FROM /messages/* INTO $upstream"}
     async with edge(tmp_path, up) as device, sdk(device, "uplink") as client:
@@ -238,6 +258,38 @@ def test_conditions_mean_what_edge_hub_makes_of_them(text, expected):
 def test_a_condition_that_edge_hub_would_not_compile_is_explained(text, problem):
     found = list(problems(f"FROM /* WHERE {text} INTO $upstream", []))
     assert [line for line, _ in found] == [f"condition: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("definition", "problem"),
+    [
+        ({"route": "FROM /* INTO $upstream", "priority": "high"}, "'high' is no priority"),
+        ({"route": "FROM /* INTO $upstream", "priority": True}, "True is no priority"),
+        ({"route": "FROM /* INTO $upstream", "timeToLiveSecs": "x"}, "'x' is no time"),
+        ("FROM /* INTO nowhere", "nowhere is no sink"),
+        ("FROM /* WHERE level > 3 INTO $upstream", "condition: > between text and a number"),
+        (5, "is no route"),
+        ({"priority": 1}, "is no route"),
+    ],
+)
+async def test_a_route_that_a_twin_brought_and_that_is_none_is_left_out_and_said(tmp_path, caplog, definition, problem):
+    async with edge(tmp_path, {"up": "FROM /messages/* INTO $upstream"}) as device:
+        device.hub.patch_desired("$edgeHub", {"routes": {"bad": definition}})
+        assert f"a route is left out: bad: {problem}" in caplog.text
+        device.hub.router.route(router.Message("uplink", device.device_id, "uplink", {}, b"x"))
+        assert len(stored(device)) == 1
+
+
+@pytest.mark.parametrize("number", ["1e999", "1" + "0" * 400, "-1e999", "NaN"])
+@pytest.mark.parametrize("condition", ["floor($body.n) = 1", "$body.n > 3 AND ceiling($body.n) <> 1"])
+def test_a_number_that_no_double_holds_is_undefined_in_a_condition(number, condition):
+    bag = {"$.ct": "application/json", "$.ce": "utf-8"}
+    message = router.Message("uplink", "car", "uplink", bag, f'{{"n": {number}}}'.encode())
+    assert not Condition(condition).holds(router._Names(message))
+
+
+def test_a_constant_that_no_double_holds_is_undefined():
+    assert not Condition("floor(1e999) = 1").holds(lookup)
 
 
 @given(st.text(alphabet="abc$.{}[]()'\"<>=!|?&+-*/% 019ANDORNOTnullbody", max_size=60))

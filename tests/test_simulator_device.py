@@ -274,7 +274,7 @@ async def test_two_devices_run_side_by_side(root, tmp_path):
 async def test_identities_need_no_images_but_starting_modules_does(tmp_path):
     async with EdgeDevice(manifest(one={}), tmp_path / "state", modules_root=tmp_path) as device:
         assert device.environment("one")["IOTEDGE_MODULEID"] == "one"
-        with pytest.raises(InputError, match=r"module one: no modules/\*/module\.json .* names its image; build it"):
+        with pytest.raises(InputError, match=r"module one: no modules/\*/module\.json .* names its image; leave"):
             device.start_modules()
 
 

@@ -53,6 +53,7 @@ async def test_a_desired_patch_reaches_the_module_with_its_deletions_and_its_ver
         pytest.param(b"\xff", id="no UTF-8"),
         pytest.param(b"[1]", id="no object"),
         pytest.param(b'{"a": NaN}', id="no number"),
+        pytest.param(b'{"a": 1e999}', id="a number that no double holds"),
         pytest.param(b'{"a": "\\ud800"}', id="half a character"),
         pytest.param(b'{"a.b": 1}', id="a dot in a name"),
         pytest.param(b'{"$a": 1}', id="a dollar in a name"),
