@@ -17,7 +17,7 @@ from urllib.parse import quote
 import paho.mqtt.client as paho
 import pytest
 
-from bench.simulator import Client, vehicle
+from bench.simulator import registered, vehicle
 from simulator import sas
 from simulator.broker import PORT
 from simulator.device import HUB_NAME, EdgeDevice
@@ -125,7 +125,7 @@ VEHICLES, MESSAGES = 100, 5
 
 
 async def test_a_hundred_vehicles_lose_nothing(device):
-    clients = [Client(device, f"car-{number}") for number in range(VEHICLES)]
+    clients = [registered(device, f"car-{number}") for number in range(VEHICLES)]
     context = ssl.create_default_context(cafile=str(device.ca_file))
     async with asyncio.timeout(3 * SECONDS):
         await asyncio.gather(*(vehicle(client, context, MESSAGES, 0.0) for client in clients))
