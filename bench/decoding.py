@@ -1,5 +1,7 @@
 """Decoding in memory: batches and single frames, against cantools and the C that it generates."""
 
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,13 @@ import cantools
 
 from bench import generated_c
 from bench.pairs import pairs
-from bench.workload import Workload
+from bench.workload import DATA, Workload
 from cy_core.columns import Columns
+from edge.database import load_databases
 from edge.decoder import Decoder
+from edge.manifest import load as load_manifest
 
+LARGEST = DATA / "databases/canmatrix__j1939.dbc"
 SLOW_FRAMES = 20_000  # of the log, for what takes microseconds a frame
 
 
@@ -67,6 +72,25 @@ def figures(load: Workload, folder: Path) -> Iterator[dict[str, Any]]:
     yield _figure(
         "decode() of one frame to a dict", own, len(single), "cantools decode_message", peer, len(listed), ratio, 8
     )
+    yield _loading(folder)
+
+
+def _loading(folder: Path) -> dict[str, Any]:
+    """Of the largest of the public databases, from the file of its compiled manifest to a decoder."""
+    figure = "manifest of the largest database, loaded"
+    if not LARGEST.exists():
+        return {"figure": figure, "skipped": "not there: set BORDNETZ_DATA"}
+    manifest, path, times = load_databases({"can0": [LARGEST]}), folder / "largest.manifest", []
+    manifest.save(path)
+    for _ in range(15):
+        start = time.process_time()
+        loaded = load_manifest(path)
+        read = time.process_time()
+        Decoder(loaded)
+        times.append((1e3 * (read - start), 1e3 * (time.process_time() - start)))
+    read_ms, decoder_ms = (statistics.median(each) for each in zip(*times, strict=True))
+    signals = sum(len(message.signals) for message in manifest.messages)
+    return {"figure": figure, "signals": signals, "ms": read_ms, "ms_with_decoder": decoder_ms, "asked_at_most": 20}
 
 
 def _database(paths: list[Path]) -> Any:
