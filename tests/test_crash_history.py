@@ -1,11 +1,13 @@
 """The validator of `make crash` finds each kind of loss, and nothing in a history without one."""
 
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from edge.outbox import MIN_QUOTA_BYTES, NewRecord
+from tests.crash import blocks
 from tests.crash.history import Event, History, WatchedOutbox, digest, drain, read, validate
 
 A = "aa" * 16
@@ -121,3 +123,17 @@ def test_the_history_of_a_real_outbox_at_its_quota_is_right(tmp_path: Path):
         drain(outbox, history)
     history.close()
     assert validate(read(tmp_path / "history")) == []
+
+
+def test_the_marks_of_a_recorded_disk_are_those_of_the_history_and_not_the_devices_own(tmp_path: Path) -> None:
+    """L3's log, as dm-log-writes has it: a head, then a sector for each entry and the data of writes."""
+
+    def entry(flags: int, text: bytes = b"", sectors: int = 0) -> bytes:
+        head = struct.pack("<QQQQ", 2, sectors, flags, len(text)) + text
+        return head.ljust(blocks.SECTOR, b"\0") + sectors * blocks.SECTOR * b"x"
+
+    parts = [entry(blocks.MARK, b"17"), entry(blocks.FLUSH, sectors=1), entry(blocks.MARK, b"dm-log-writes-end")]
+    head = struct.pack("<QQQI", blocks.MAGIC, 1, len(parts), blocks.SECTOR).ljust(blocks.SECTOR, b"\0")
+    (tmp_path / "log.img").write_bytes(head + b"".join(parts))
+    found = [(entry.flags, entry.offset, entry.data) for entry in blocks.entries(tmp_path / "log.img")]
+    assert found == [(blocks.MARK, 0, b"17"), (blocks.FLUSH, 2 * blocks.SECTOR, blocks.SECTOR * b"x")]

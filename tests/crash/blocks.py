@@ -38,6 +38,7 @@ DISK_BYTES, LOG_BYTES = 32 << 20, 512 << 20
 SECTOR = 512
 MAGIC, FLUSH, FUA, DISCARD, MARK = 0x6A736677736872, 1, 2, 4, 8
 DM_TARGET_MSG, DM_IOCTL_BYTES = 0xC138FD0E, 312
+END = b"dm-log-writes-end"  # the target's own mark, when it is removed
 GUEST_SECONDS = 240.0
 WORKERS = 2
 RECORD = """
@@ -109,7 +110,8 @@ def entries(log: Path) -> Iterator[Entry]:
             head = file.read(sector)
             at, sectors, flags, length = struct.unpack_from("<QQQQ", head)
             if flags & MARK:
-                yield Entry(flags, 0, head[32 : 32 + length])
+                if (text := head[32 : 32 + length]) != END:
+                    yield Entry(flags, 0, text)
             elif not flags & DISCARD:
                 yield Entry(flags, at * SECTOR, file.read(sectors * SECTOR))
 
