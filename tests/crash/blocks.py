@@ -165,6 +165,7 @@ def _survivors(pending: list[Entry], way: str, chance: random.Random) -> Iterato
 
 def _examine(folder: Path, worker: int, base: Path, tail: list[Entry], history: list[Event]) -> list[str]:
     image, place, told = folder / f"state-{worker}.img", folder / f"mount-{worker}", Memory(history)
+    image.unlink(missing_ok=True)  # another mount namespace may still have the one before mounted, and would share it
     call("cp", "--sparse=auto", str(base), str(image))
     with image.open("r+b", buffering=0) as disk:
         _write(disk.fileno(), tail)
