@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from edge.errors import InputError
 from fleet.folder import PART, PARTITIONS, check
 from fleet.table import facts, read, sound
-from fleet.table_file import FACTS
+from fleet.table_file import FACTS, LAYOUT
 
 MARK, CONTENT = "_wide.json", '{"format": 1}\n'
 FIRST = ("time_us", "bus")  # then the signals, by name; vehicle and campaign are in the path
@@ -109,11 +109,5 @@ def _make_alike(folder: Path, columns: dict[str, pa.DataType]) -> None:
 
 def _store(rows: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    layout: dict[str, Any] = {
-        "compression": "zstd",
-        "use_dictionary": [name for name in rows.column_names if name != "time_us"],
-        "column_encoding": {"time_us": "DELTA_BINARY_PACKED"},
-        "write_page_index": True,
-        "sorting_columns": [pq.SortingColumn(0)],
-    }
-    pq.write_table(rows.unify_dictionaries(), path, **layout)
+    dictionaries = [name for name in rows.column_names if name != "time_us"]
+    pq.write_table(rows.unify_dictionaries(), path, **{**LAYOUT, "use_dictionary": dictionaries})
