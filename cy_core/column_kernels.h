@@ -40,6 +40,13 @@ typedef struct {         /* values of one signal in one group */
     uint8_t is_constant; /* one value stands for all rows */
 } column_t;
 
+/* From each frame's place in its variant to its place in all, its row. Not done where the rows are used: there a
+ * processor has each load wait for the address of the store before, which is not known until the row is. */
+FOR_EACH_CPU static void find_rows(uint32_t *restrict rows, const uint32_t *restrict variant_of,
+                                   const uint32_t *restrict firsts, size_t count) {
+    for (size_t i = 0; i < count; i++) rows[i] += firsts[variant_of[i]];
+}
+
 /* Sixty-four rows at a time as a loop that the compiler makes the widest vectors of; the rest, often all there is,
  * eight at a time, the last of them reading and writing behind the rows: that costs less than to count them out. */
 enum { TOGETHER = 64, AT_LEAST = 8 };

@@ -25,11 +25,12 @@ cdef class Sorter:
     cdef uint32_t* lasts            # its last variant in this batch
     # Of each variant.
     cdef uint64_t* counts           # of rows; above 32 bits, the next variant of the message in this batch
-    cdef uint32_t* positions        # of the next row
+    cdef uint32_t* firsts           # the first row
     cdef uint32_t* order            # those in this batch, as their rows lie
     cdef uint32_t variant_capacity, order_count
     # Of each frame, or row.
     cdef uint32_t* variant_of
+    cdef uint32_t* rows
     cdef uint64_t* payloads         # rows by variant: eight payload bytes, or the frame's number for long ones
     cdef uint64_t* ids              # rows by variant: identifiers, if any message has fields there
     cdef Py_ssize_t capacity
@@ -51,3 +52,4 @@ cdef class Sorter:
     cdef void _scatter_long(
         self, const frame_t* records, Py_ssize_t count, const uint8_t* slots, int64_t* times
     ) noexcept nogil
+    cdef void _scatter_ids(self, const frame_t* records, Py_ssize_t count) noexcept nogil

@@ -1,6 +1,6 @@
 """Sort the frames of a batch by the signals that they hold.
 
-    frames ──count──► rows per variant ──scatter──► payloads and times, variant by variant
+    frames ──count──► each one's variant, and its place there ──scatter──► payloads and times, variant by variant
 
 A variant is a message, or where it is multiplexed or cut short, those frames of it that hold the same signals
 (variants.pyx). Variants lie in the order of their messages, those of one as they were met, and rows as they came in.
@@ -13,6 +13,9 @@ from cy_core.columns cimport AT_LEAST, Columns
 from cy_core.plan cimport HASH, Plan, find_extended, find_whole, is_segment, message_t
 from cy_core.structs cimport ERROR_FRAME, ID_MASK, REMOTE_FRAME, frame_t, payload_length
 from cy_core.variants cimport Variants, known_place, known_t, kind_of, payload_of, variant_t
+
+cdef extern from "column_kernels.h":
+    void find_rows(uint32_t* rows, const uint32_t* variant_of, const uint32_t* firsts, size_t count) noexcept nogil
 
 
 cdef inline uint64_t recent_key(const frame_t* record, bint whole) noexcept nogil:
@@ -42,9 +45,10 @@ cdef class Sorter:
         free(self.needed)
         free(self.lasts)
         free(self.counts)
-        free(self.positions)
+        free(self.firsts)
         free(self.order)
         free(self.variant_of)
+        free(self.rows)
         free(self.payloads)
         free(self.ids)
 
@@ -55,6 +59,7 @@ cdef class Sorter:
         count = max(count, 4096)
         self.capacity = 0
         self.variant_of = <uint32_t*>_grow(self.variant_of, count * sizeof(uint32_t))
+        self.rows = <uint32_t*>_grow(self.rows, count * sizeof(uint32_t))
         self.payloads = <uint64_t*>_grow(self.payloads, (count + AT_LEAST) * sizeof(uint64_t))
         if self.plan.has_ids:
             self.ids = <uint64_t*>_grow(self.ids, (count + AT_LEAST) * sizeof(uint64_t))
@@ -66,7 +71,7 @@ cdef class Sorter:
         cdef uint32_t capacity = self.variants.capacity
         with gil:
             self.counts = <uint64_t*>_grow(self.counts, capacity * sizeof(uint64_t))
-            self.positions = <uint32_t*>_grow(self.positions, capacity * sizeof(uint32_t))
+            self.firsts = <uint32_t*>_grow(self.firsts, capacity * sizeof(uint32_t))
             self.order = <uint32_t*>_grow(self.order, capacity * sizeof(uint32_t))
         memset(self.counts + self.variant_capacity, 0, (capacity - self.variant_capacity) * sizeof(uint64_t))
         self.variant_capacity = capacity
@@ -90,18 +95,22 @@ cdef class Sorter:
         any_long = self._lay_out(count, columns)
         times = <int64_t*>(columns.arena + columns.arena_size)
         columns.arena_size += 8 * count
+        find_rows(self.rows, self.variant_of, self.firsts, count)
         if any_long or slots != NULL:
             self._scatter_long(records, count, slots, times)
         else:
             self._scatter(records, count, times)
+        if self.ids:
+            self._scatter_ids(records, count)
         return 0
 
     cdef int _count(
         self, const frame_t* records, Py_ssize_t count, const uint8_t* slots, Columns columns, bint whole
     ) except -1 nogil:
-        """Find each frame's variant, and count them. whole: messages that were put together."""
+        """Find each frame's variant, and which of its frames it is. whole: messages that were put together."""
         # Locals, so that no store in the loop makes the compiler load them again.
         cdef uint32_t* variant_of = self.variant_of
+        cdef uint32_t* rows = self.rows
         cdef uint64_t* counts = self.counts
         cdef const uint16_t* needed = self.needed
         cdef const uint16_t* standard = self.plan.identifiers.standard
@@ -119,6 +128,7 @@ cdef class Sorter:
                 if records[i].length < needed[variant]:
                     break
                 variant_of[i] = variant
+                rows[i] = <uint32_t>counts[variant]
                 counts[variant] += 1
                 i += 1
             while i < count and records[i].can_id >= first_extended:
@@ -127,6 +137,7 @@ cdef class Sorter:
                 if recent[recent_place(key)].key != key or records[i].length < needed[variant]:
                     break
                 variant_of[i] = variant
+                rows[i] = <uint32_t>counts[variant]
                 counts[variant] += 1
                 i += 1
             while i < count and records[i].can_id < first_extended and records[i].length <= 8:
@@ -142,12 +153,14 @@ cdef class Sorter:
                     break
                 columns.short_frames += records[i].length < message.needed
                 variant_of[i] = variant
+                rows[i] = <uint32_t>counts[variant]
                 counts[variant] += 1
                 i += 1
             if i == start:
                 variant = self._find_variant(&records[i], slots, columns, whole)
                 counts = self.counts
                 variant_of[i] = variant
+                rows[i] = <uint32_t>counts[variant]
                 counts[variant] += 1
                 i += 1
         return 0
@@ -207,7 +220,7 @@ cdef class Sorter:
             while True:
                 variant = &self.variants.variants[number]
                 row_count = <uint32_t>self.counts[number]
-                self.positions[number] = first
+                self.firsts[number] = first
                 self.order[order_count] = number
                 order_count += 1
                 first += row_count
@@ -227,38 +240,33 @@ cdef class Sorter:
 
         Frames without a message are sorted too, in front: cheaper than a branch at each.
         """
-        cdef const uint32_t* variant_of = self.variant_of
-        cdef uint32_t* positions = self.positions
+        cdef const uint32_t* rows = self.rows
         cdef uint64_t* payloads = self.payloads
-        cdef uint64_t* ids = self.ids
-        cdef uint32_t row
         cdef Py_ssize_t i
         for i in range(count):
-            row = positions[variant_of[i]]
-            positions[variant_of[i]] = row + 1
-            times[row] = records[i].time_us
-            payloads[row] = records[i].data
-            if ids:
-                ids[row] = records[i].can_id & ID_MASK
+            times[rows[i]] = records[i].time_us
+            payloads[rows[i]] = records[i].data
 
     cdef void _scatter_long(
         self, const frame_t* records, Py_ssize_t count, const uint8_t* slots, int64_t* times
     ) noexcept nogil:
         """The same where some payloads are longer, or belong to messages that are: of these, where they are."""
         cdef const variant_t* variants = self.variants.variants
-        cdef uint32_t variant, row
+        cdef const uint32_t* rows = self.rows
         cdef Py_ssize_t i
         for i in range(count):
-            variant = self.variant_of[i]
-            row = self.positions[variant]
-            self.positions[variant] = row + 1
-            times[row] = records[i].time_us
-            if variants[variant].is_long:
-                self.payloads[row] = i
+            times[rows[i]] = records[i].time_us
+            if variants[self.variant_of[i]].is_long:
+                self.payloads[rows[i]] = i
             else:
-                memcpy(&self.payloads[row], payload_of(&records[i], slots), 8)
-            if self.ids:
-                self.ids[row] = records[i].can_id & ID_MASK
+                memcpy(&self.payloads[rows[i]], payload_of(&records[i], slots), 8)
+
+    cdef void _scatter_ids(self, const frame_t* records, Py_ssize_t count) noexcept nogil:
+        cdef const uint32_t* rows = self.rows
+        cdef uint64_t* ids = self.ids
+        cdef Py_ssize_t i
+        for i in range(count):
+            ids[rows[i]] = records[i].can_id & ID_MASK
 
 
 cdef void* _grow(void* memory, size_t size) except NULL:
