@@ -13,6 +13,11 @@ from cy_core.frames cimport Frames
 from cy_core.structs cimport PAYLOAD_SLOT, frame_t
 
 
+cdef inline Py_ssize_t wrapped(Py_ssize_t place, Py_ssize_t capacity) noexcept nogil:
+    """A place under twice the capacity; a division at each frame would take longer than the copy."""
+    return place if place < capacity else place - capacity
+
+
 cdef class Ring:
     """Raises ValueError: limit_bytes is too small to hold a frame."""
 
@@ -67,7 +72,7 @@ cdef class Ring:
     def find(self, int64_t number, int64_t time_us):
         """The first frame, from this number on, whose time is time_us or later; end where there is none."""
         cdef Py_ssize_t i = max(0, number - self.first)
-        while i < self.count and self.records[(self.head + i) % self.capacity].time_us < time_us:
+        while i < self.count and self.records[wrapped(self.head + i, self.capacity)].time_us < time_us:
             i += 1
         return self.first + min(i, self.count)
 
@@ -77,7 +82,7 @@ cdef class Ring:
         cdef Py_ssize_t i
         cdef const frame_t* record
         for i in range(max(0, start - self.first), min(self.count, end - self.first)):
-            record = &self.records[(self.head + i) % self.capacity]
+            record = &self.records[wrapped(self.head + i, self.capacity)]
             part.push(
                 record.time_us, record.can_id, record.bus, record.flags,
                 self.slots + record.data * PAYLOAD_SLOT if record.length > 8 else <const uint8_t*>&record.data,
@@ -89,7 +94,7 @@ cdef class Ring:
         """Of this frame. Raises IndexError: it is not there."""
         if not self.first <= number < self.first + self.count:
             raise IndexError(f"frame {number} of {self.first}..{self.end}")
-        return self.records[(self.head + number - self.first) % self.capacity].time_us
+        return self.records[wrapped(self.head + number - self.first, self.capacity)].time_us
 
     cdef int _make_room(self, bint is_long) except -1:
         """For one frame more: by growing, or where the limit is reached by dropping the oldest."""
@@ -129,7 +134,7 @@ cdef class Ring:
         if grown == NULL:
             raise MemoryError(f"no memory for {capacity} frames")
         for i in range(self.count):
-            grown[i] = self.records[(self.head + i) % self.capacity]
+            grown[i] = self.records[wrapped(self.head + i, self.capacity)]
         free(self.records)
         self.records, self.capacity, self.head = grown, capacity, 0
         return True
@@ -144,7 +149,7 @@ cdef class Ring:
         if grown == NULL:
             raise MemoryError(f"no memory for {capacity} long payloads")
         for i in range(self.count):
-            record = &self.records[(self.head + i) % self.capacity]
+            record = &self.records[wrapped(self.head + i, self.capacity)]
             if record.length > 8:
                 memcpy(grown + at * PAYLOAD_SLOT, self.slots + record.data * PAYLOAD_SLOT, PAYLOAD_SLOT)
                 record.data = at
@@ -155,11 +160,11 @@ cdef class Ring:
 
 
 cdef void _push(Ring ring, const frame_t* record, const uint8_t* payloads) noexcept nogil:
-    cdef frame_t* to = &ring.records[(ring.head + ring.count) % ring.capacity]
+    cdef frame_t* to = &ring.records[wrapped(ring.head + ring.count, ring.capacity)]
     cdef Py_ssize_t slot
     to[0] = record[0]
     if record.length > 8:
-        slot = (ring.slot_head + ring.slot_count) % ring.slot_capacity
+        slot = wrapped(ring.slot_head + ring.slot_count, ring.slot_capacity)
         memcpy(ring.slots + slot * PAYLOAD_SLOT, payloads + record.data * PAYLOAD_SLOT, PAYLOAD_SLOT)
         to.data = slot
         ring.slot_count += 1
@@ -168,8 +173,8 @@ cdef void _push(Ring ring, const frame_t* record, const uint8_t* payloads) noexc
 
 cdef void _drop(Ring ring) noexcept nogil:
     if ring.records[ring.head].length > 8:
-        ring.slot_head = (ring.slot_head + 1) % ring.slot_capacity
+        ring.slot_head = wrapped(ring.slot_head + 1, ring.slot_capacity)
         ring.slot_count -= 1
-    ring.head = (ring.head + 1) % ring.capacity
+    ring.head = wrapped(ring.head + 1, ring.capacity)
     ring.count -= 1
     ring.first += 1
