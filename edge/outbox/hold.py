@@ -110,12 +110,21 @@ class Hold:
         self._limit_growth()
         try:
             return self._read(lambda: transact(self._db, work))
-        except OutboxError:
+        except OutboxError as error:
+            if isinstance(error.__cause__, apsw.IOError):
+                self._cut_log()
             if not self._files.drop_ballast():
                 raise
             with suppress(OutboxError):  # what is in the log already needs the room first
                 self._read(lambda: rows(self._db, "PRAGMA wal_checkpoint(RESTART)"))
             return self._read(lambda: transact(self._db, work))
+
+    def _cut_log(self) -> None:
+        """A commit whose flush failed is still in the log, and half of it may be once the next is written over it."""
+        from edge.outbox import log as wal  # needed after an error of the disk alone
+
+        with suppress(OutboxError):
+            self._read(lambda: transact(self._db, lambda: wal.cut(self._files.database, self._files.log)))
 
     def _limit_growth(self) -> None:
         """While the disk is short of room, make do with the pages the file has; eviction frees some.

@@ -7,8 +7,8 @@
 
 A commit is flushed before the next transaction writes, so a power cut can only tear what is behind the last commit but
 one. Damage to the last transaction alone looks like that, and cannot be told from it. The other way round, a flush that
-failed leaves a commit that counts for nothing: if the power is cut while it is overwritten, the log may be mended and
-salvaged without need. Frames and checksums: https://sqlite.org/fileformat2.html#the_write_ahead_log
+failed leaves a commit that counts for nothing: it is cut off at once, so that nothing is ever written over half of it.
+Frames and checksums: https://sqlite.org/fileformat2.html#the_write_ahead_log
 """
 
 import os
@@ -39,6 +39,13 @@ def is_damaged(database: Path, log: Path) -> bool:
     salts = _salts(log, heads)
     ours = [head for head in heads[max(readable, 0) :] if head[2:4] == salts]  # the others are of before a restart
     return any(pages for _, pages, *_ in ours[:-1])
+
+
+def cut(database: Path, log: Path) -> None:
+    """Cut off what is behind the end. Within a write transaction that has written nothing. Raises apsw.Error, OSError."""
+    end = HEADER.size + _readable(database) * FRAME_BYTES
+    if end < log.stat().st_size:
+        os.truncate(log, end)
 
 
 def _readable(database: Path) -> int:
