@@ -18,7 +18,7 @@ class Disk(apsw.VFS):
         super().__init__("breakable", "unix", makedefault=True)
         self.is_broken = False
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
         return File(self, name, flags)
 
 
@@ -27,7 +27,7 @@ class File(apsw.VFSFile):
         super().__init__("unix", name, flags)  # type: ignore[arg-type]
         self._disk = disk
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:
         if self._disk.is_broken:
             raise apsw.IOError("the flush failed")
         super().xSync(flags)

@@ -42,7 +42,10 @@ def is_damaged(database: Path, log: Path) -> bool:
 
 
 def cut(database: Path, log: Path) -> None:
-    """Cut off what is behind the end. Within a write transaction that has written nothing. Raises apsw.Error, OSError."""
+    """Cut off what is behind the end. Within a write transaction that has written nothing.
+
+    Raises apsw.Error, OSError.
+    """
     end = HEADER.size + _readable(database) * FRAME_BYTES
     if end < log.stat().st_size:
         os.truncate(log, end)
