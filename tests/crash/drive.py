@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -43,25 +44,32 @@ def run(options: Options) -> Result:
         return Result(skipped=lacking)
     if not Path("/dev/net/tun").exists():
         return Result(skipped="needs /dev/net/tun")
+    seconds = 180.0 if options.long else 20.0
+    drives = [(options.seed + n, seconds, n % 2 == 1) for n in range(6 if options.long else 2)]
     result = Result()
-    for number in range(6 if options.long else 2):
-        seed = options.seed + number
-        with workplace() as folder, ExitStack() as stack:
-            drive = Drive(folder, seed, 180.0 if options.long else 20.0, stack, kills_broker=number % 2 == 1)
-            result.losses += [f"L6 seed {seed}: {line}" for line in drive.run(drive.faults)]
-            for what, count in drive.tried.items():
+    with ProcessPoolExecutor(2) as pool:  # a drive waits more than it works
+        without = pool.submit(_drive, options.seed, 8.0, kills_broker=True, confirms=False)
+        for tried, losses in pool.map(_drive, *zip(*drives, strict=True)):
+            result.losses += losses
+            for what, count in tried.items():
                 result.count(what, count)
-    with workplace() as folder, ExitStack() as stack:
-        drive = Drive(folder, options.seed, 8.0, stack, kills_broker=True, confirms=False)
-        result.controls["without-confirm"] = bool(drive.run(["broker_killed"]))
+        result.controls["without-confirm"] = bool(without.result()[1])
     return result
+
+
+def _drive(seed: int, seconds: float, kills_broker: bool, confirms: bool = True) -> tuple[dict[str, int], list[str]]:
+    """How often what was tried, and what is wrong afterwards."""
+    with workplace() as folder, ExitStack() as stack:
+        drive = Drive(folder, seed, seconds, stack, kills_broker, confirms)
+        losses = drive.run(drive.faults if confirms else ["broker_killed"])
+        return drive.tried, [f"L6 seed {seed}: {line}" for line in losses]
 
 
 class Drive:
     """One drive; whatever it starts ends with the stack."""
 
     def __init__(
-        self, folder: Path, seed: int, seconds: float, stack: ExitStack, kills_broker: bool, confirms: bool = True
+        self, folder: Path, seed: int, seconds: float, stack: ExitStack, kills_broker: bool, confirms: bool
     ) -> None:
         self.tried: dict[str, int] = {}
         self._kills_broker = kills_broker
