@@ -2,126 +2,19 @@
 
 import asyncio
 import itertools
-import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge import fates
-from edge.confirmation import Confirmation, name_of
 from edge.errors import CloudUnreachable, MessageRejected
-from edge.message import Envelope, unpack
-from edge.outbox import MIN_QUOTA_BYTES, NewRecord, Outbox
+from edge.message import Envelope
+from edge.outbox import NewRecord, Outbox
 from edge.uplink import Uplink
 from edge.uplink_settings import UplinkSettings
-from fleet.ranges import Ranges
-
-MANIFEST = bytes(32)
-PROMPT = UplinkSettings(latency_s=0, retry_min_s=0.001, retry_max_s=0.002, message_units=1)
-
-
-class FakeCloud:
-    """Acknowledges when told; answer(envelope) may hold a message back or raise."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[Envelope], Awaitable[None]] = self.take
-        self.attempts: list[Envelope] = []
-        self.ids: list[str] = []
-        self.delivered: list[Envelope] = []
-        self.changed = asyncio.Event()
-        self.in_flight = self.most_in_flight = 0
-        self.connected = asyncio.Event()
-        self.connected.set()
-
-    async def take(self, envelope: Envelope) -> None:
-        return
-
-    async def wait_connected(self) -> None:
-        await self.connected.wait()
-
-    async def send(self, body: bytes, message_id: str, properties: Mapping[str, str], timeout_s: float) -> None:
-        assert properties == {"$.ct": "application/x-protobuf"}
-        envelope = unpack(body)
-        self.ids.append(message_id)
-        self.attempts.append(envelope)
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        self.changed.set()
-        try:
-            await self.answer(envelope)
-            self.delivered.append(envelope)
-        finally:
-            self.in_flight -= 1
-            self.changed.set()
-
-    @property
-    def sequences(self) -> list[int]:
-        return [record.sequence for envelope in self.delivered for record in envelope.records]
-
-
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    with Outbox(tmp_path, MIN_QUOTA_BYTES) as opened:
-        yield opened
-
-
-@pytest.fixture
-def collector(outbox: Outbox, tmp_path: Path) -> Iterator[Outbox]:
-    """The other side's connection; the uplink's own is used by its thread alone."""
-    with Outbox(tmp_path, MIN_QUOTA_BYTES) as opened:
-        yield opened
-
-
-@pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as opened:
-        yield opened
-
-
-@asynccontextmanager
-async def running(
-    outbox: Outbox, cloud: Any, executor: ThreadPoolExecutor, settings: UplinkSettings = PROMPT
-) -> AsyncIterator[Uplink]:
-    uplink = Uplink(outbox, cloud, executor, "car", settings, poll_seconds=0.001)
-    task = asyncio.create_task(uplink.run())
-    try:
-        async with asyncio.timeout(20):
-            yield uplink
-            assert not task.done(), task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await uplink.finish(0)
-
-
-async def until(cloud: FakeCloud, condition: Callable[[], bool]) -> None:
-    """Wait on what the cloud sees; the outbox follows within a poll of the uplink."""
-    while not condition():
-        cloud.changed.clear()
-        try:
-            async with asyncio.timeout(0.005):
-                await cloud.changed.wait()
-        except TimeoutError:
-            continue
-
-
-async def until_empty(cloud: FakeCloud, collector: Outbox) -> None:
-    await until(cloud, lambda: not collector.stats().records and not cloud.in_flight)
-
-
-def new(size: int = 1000, priority: int = 5, stream: str = "drive", manifest: bytes = MANIFEST) -> NewRecord:
-    return NewRecord(priority, stream, manifest, os.urandom(size))
+from tests.fake_cloud import MANIFEST, PROMPT, FakeCloud, new, running, until, until_empty
 
 
 async def test_everything_arrives_once_in_order_and_then_leaves_the_outbox(outbox, collector, executor):
@@ -291,38 +184,6 @@ async def test_evictions_are_told_even_where_nothing_is_left_to_send(outbox, col
     assert cloud.ids == [f"{outbox.id.hex()[:8]}-e1-1"]
 
 
-async def test_a_message_is_filled_up_to_the_unit_and_holds_one_manifest(outbox, collector, executor):
-    cloud = FakeCloud()
-    other = b"\1" * 32
-    collector.append([new(900) for _ in range(6)] + [new(900, manifest=other) for _ in range(2)])
-    async with running(outbox, cloud, executor):
-        await until_empty(cloud, collector)
-    assert [[r.sequence for r in e.records] for e in cloud.delivered] == [[1, 2, 3, 4], [5, 6], [7, 8]]
-    assert [e.manifest for e in cloud.delivered] == [MANIFEST, MANIFEST, other]
-
-
-async def test_a_record_larger_than_the_unit_goes_alone(outbox, collector, executor):
-    cloud = FakeCloud()
-    collector.append([new(100), new(200_000), new(100)])
-    async with running(outbox, cloud, executor):
-        await until_empty(cloud, collector)
-    assert [[r.sequence for r in e.records] for e in cloud.delivered] == [[1], [2], [3]]
-
-
-async def test_records_wait_for_the_message_to_fill_but_not_in_a_backlog_and_not_with_priority_zero(
-    outbox, collector, executor
-):
-    cloud = FakeCloud()
-    patient = msgspec.structs.replace(PROMPT, latency_s=3600)
-    async with running(outbox, cloud, executor, patient):
-        collector.append([new(900) for _ in range(5)])
-        await until(cloud, lambda: bool(cloud.delivered))
-        assert cloud.sequences == [1, 2, 3, 4]
-        collector.append([new(900, priority=0)])
-        await until(cloud, lambda: len(cloud.delivered) == 2)
-        assert cloud.sequences == [1, 2, 3, 4, 6, 5]
-
-
 async def test_records_that_arrive_later_from_the_other_process_are_noticed(outbox, collector, executor):
     cloud = FakeCloud()
     async with running(outbox, cloud, executor):
@@ -408,82 +269,6 @@ def test_settings_that_contradict_each_other_are_refused():
         UplinkSettings(retry_min_s=10, retry_max_s=1)
 
 
-# Urgency, fairness, cost
-
-
-async def test_under_a_constant_load_of_what_is_urgent_the_rest_still_gets_through(outbox, collector, executor):
-    cloud = FakeCloud()
-    collector.append([new(3000, priority=9, stream="slow") for _ in range(5)])
-
-    async def keep_urgent_ones_coming(envelope: Envelope) -> None:
-        if len(cloud.attempts) < 200:
-            collector.append([new(3000, priority=0) for _ in envelope.records])
-
-    cloud.answer = keep_urgent_ones_coming
-    collector.append([new(3000, priority=0) for _ in range(20)])
-    async with running(outbox, cloud, executor):
-        await until(cloud, lambda: len(cloud.delivered) >= 100)
-    streams = [record.stream for envelope in cloud.delivered[:100] for record in envelope.records]
-    assert streams.count("slow") == 5
-    assert streams.index("slow") >= 5
-    within_slow = [r.sequence for e in cloud.delivered for r in e.records if r.stream == "slow"]
-    assert within_slow == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize(("least", "most"), [(50, 500), (500, 9000), (9000, 30_000), (40_000, 64_000)])
-async def test_under_load_messages_are_filled_to_97_percent_of_what_is_billed(tmp_path, executor, least, most):
-    cloud, seed = FakeCloud(), random.Random(most)
-    full = msgspec.structs.replace(PROMPT, message_units=UplinkSettings().message_units)
-    with Outbox(tmp_path, 64 << 20) as outbox:
-        size, load_bytes = 0, max(1_500_000, 100 * most)
-        while size < load_bytes:
-            records = [new(seed.randint(least, most)) for _ in range(50)]
-            outbox.append(records)
-            size += sum(len(record.body) for record in records)
-        async with running(outbox, cloud, executor, full) as uplink:
-            await until(cloud, lambda: uplink.sent.bytes > 0.8 * load_bytes)
-            assert uplink.sent.bytes / (4096 * uplink.sent.units) >= 0.97
-    assert cloud.sequences == list(range(1, len(cloud.sequences) + 1))
-
-
-async def test_a_priority_that_has_spent_its_day_waits_and_the_others_go_on(outbox, collector, executor):
-    cloud = FakeCloud()
-    thrifty = msgspec.structs.replace(PROMPT, daily_bytes={"5": 40_000})
-    collector.append([new(3000) for _ in range(30)])
-    async with running(outbox, cloud, executor, thrifty) as uplink:
-        await until(cloud, lambda: cloud.delivered and uplink.waiting_for_budget == [5] and not cloud.in_flight)
-        spent = sum(4096 for _ in cloud.delivered)
-        assert 28_000 <= spent <= 40_000
-        collector.append([new(3000, priority=2)])
-        await until(cloud, lambda: 31 in cloud.sequences)
-        await until(cloud, lambda: collector.stats().records == 30 - spent // 4096)
-    again = FakeCloud()
-    async with running(outbox, again, executor, thrifty) as uplink:  # a restart does not begin the day anew
-        await until(again, lambda: uplink.waiting_for_budget == [5])
-        assert not again.attempts
-        uplink.settings = PROMPT
-        uplink._look = True
-        await until_empty(again, collector)
-
-
-async def test_over_a_metered_network_only_what_is_urgent_goes_out(outbox, collector, executor):
-    cloud, metered = FakeCloud(), True
-    collector.append([new(100, priority=priority) for priority in (9, 3, 4, 0)])
-    uplink = Uplink(outbox, cloud, executor, "car", PROMPT, poll_seconds=0.001, metered=lambda: metered)
-    task = asyncio.create_task(uplink.run())
-    try:
-        async with asyncio.timeout(20):
-            await until(cloud, lambda: len(cloud.sequences) == 2)
-            assert sorted(cloud.sequences) == [2, 4]
-            uplink.settings = msgspec.structs.replace(PROMPT, metered=False)  # the twin knows better
-            collector.append([new(100, priority=5)])
-            await until_empty(cloud, collector)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    assert sorted(cloud.sequences) == [1, 2, 3, 4, 5]
-
-
 # Bad records, slow hubs
 
 
@@ -541,62 +326,3 @@ async def test_a_hub_that_answers_late_is_sent_less_at_a_time_until_it_answers_i
     while uplink.window < 16:
         await uplink.step()
     await uplink.finish(10)
-
-
-# Confirmation
-
-
-async def test_with_confirm_a_record_leaves_only_when_the_cloud_side_says_it_has_it_and_gaps_are_sent_again(
-    outbox, collector, executor
-):
-    cloud = FakeCloud()
-    careful = msgspec.structs.replace(PROMPT, confirm=True)
-    collector.append([new(3000) for _ in range(6)])
-    collector.evict(1)
-    collector.ledger()  # so that it is told
-    async with running(outbox, cloud, executor, careful) as uplink:
-        await until(cloud, lambda: collector.stats().held == 5)
-        assert cloud.sequences == [2, 3, 4, 5, 6]
-        said = {outbox.id.hex(): Confirmation.of(5, [(1, 1), (3, 4)])}
-        uplink.settings = msgspec.structs.replace(careful, confirmed=said)
-        await until(cloud, lambda: len(cloud.sequences) == 7)
-        assert cloud.sequences[5:] == [3, 4]
-        await until(cloud, lambda: collector.stats().held == 3)
-        assert collector.stats().records == 3
-        assert (uplink.sent.confirmed, uplink.sent.sent_again) == (2, 2)
-        assert len(collector.ledger()) == 1
-        [told] = [eviction for envelope in cloud.delivered for eviction in envelope.evictions]
-        said = {outbox.id.hex(): Confirmation(6, evictions=name_of(told))}
-        uplink.settings = msgspec.structs.replace(careful, confirmed=said)
-        await until(cloud, lambda: not collector.stats().records and not collector.ledger())
-    assert len(cloud.sequences) == 7
-
-
-async def test_what_the_cloud_does_not_confirm_in_time_is_sent_and_told_again(outbox, collector, executor):
-    cloud = FakeCloud()
-    hasty = msgspec.structs.replace(PROMPT, confirm=True, confirm_within_s=1)
-    collector.append([new(3000) for _ in range(2)])
-    collector.evict(1)
-    async with running(outbox, cloud, executor, hasty):
-        await until(cloud, lambda: cloud.sequences.count(2) == 2)
-        await until(cloud, lambda: len([one for envelope in cloud.delivered for one in envelope.evictions]) == 2)
-
-
-@given(st.sets(st.integers(1, 10**6), max_size=2000))
-def test_a_confirmation_says_no_more_than_a_twin_can_hold_and_nothing_wrong(missing):
-    ranges = list(Ranges((number, number) for number in missing))
-    said = Confirmation.of(2_000_000, ranges)
-    assert len(said.gaps) <= 3500
-    assert said.ranges() == [pair for pair in ranges if pair[0] <= said.until]
-    assert msgspec.convert(msgspec.to_builtins(said), Confirmation) == said
-
-
-@pytest.mark.parametrize("gaps", ["x", "1-", "1,,2", "-3", "1-2-3", "1 - 2"])
-def test_gaps_that_are_no_ranges_are_refused(gaps):
-    with pytest.raises(msgspec.ValidationError, match="are no ranges"):
-        msgspec.convert({"until": 3, "gaps": gaps}, Confirmation)
-
-
-def test_an_outbox_that_is_none_is_refused_before_it_can_stop_the_uplink():
-    with pytest.raises(ValueError, match="'zz' is no outbox id; they have 32 hex digits"):
-        UplinkSettings(confirmed={"zz": Confirmation(3)})

@@ -7,7 +7,7 @@ Each fault begins with half of the records sent; the other half is stored while 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,12 +50,6 @@ class Line:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iothub, "CALL_SECONDS", 1.0)
     monkeypatch.setattr(iothub, "CLOSE_SECONDS", 0.3)
-
-
-@pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from edge.uplink_settings import UplinkSettings
 from simulator import mqtt
 from simulator.connection import Connection
 from tests.test_iothub import edge  # noqa: F401 (a fixture)
-from tests.test_uplink_defects import Line, delivering, executor, impatient, line  # noqa: F401 (fixtures)
+from tests.test_uplink_defects import Line, delivering, impatient, line  # noqa: F401 (fixtures)
 
 TWINS = [
     [],

@@ -8,7 +8,7 @@ from edge.cloud.iothub import IoTHub
 from simulator import mqtt
 from simulator.connection import Connection, request_id
 from tests.test_iothub import Edge, connected, edge, send  # noqa: F401 (edge is a fixture)
-from tests.test_uplink_defects import Line, delivering, executor, impatient, line  # noqa: F401 (fixtures)
+from tests.test_uplink_defects import Line, delivering, impatient, line  # noqa: F401 (fixtures)
 
 TWIN_GET, REPORTED = "$iothub/twin/GET/", "$iothub/twin/PATCH/properties/reported/"
 

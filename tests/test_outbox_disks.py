@@ -1,14 +1,72 @@
-"""A disk that takes what is written and then fails to flush it: EIO or ENOSPC out of fdatasync."""
+"""An outbox on a disk that is full, or takes what is written and fails to flush it (EIO or ENOSPC of fdatasync)."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
 import pytest
 
-from edge.errors import OutboxError
+from edge.errors import OutboxError, OutboxFull
 from edge.outbox import NewRecord, Outbox
+from tests.test_outbox import drain, new
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """12 MB, and so far below the outbox's quota."""
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(tmp_path)], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"a small disk needs the right to mount: {mount.stderr.strip()}")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_on_a_full_disk_nothing_wedges_and_all_goes_on_once_there_is_room(small_disk):
+    hog = small_disk / "hog"
+    with Outbox(small_disk / "outbox") as outbox:
+        outbox.append([new(bytes(20_000)) for _ in range(50)])
+        _fill(hog)
+        stored = 50
+        full = 0
+        for _ in range(300):  # the ballast goes, then the oldest records
+            try:
+                outbox.append([new(bytes(20_000))])
+                stored += 1
+            except OutboxFull:
+                full += 1
+        _fill(hog)
+        assert stored + full == 350
+        stats = outbox.stats()
+        waiting = outbox.peek(1 << 30, 10_000)
+        assert len(waiting) == stats.records == stored - stats.evicted > 0
+        outbox.ack([record.sequence for record in waiting[:20]])
+        hog.unlink()
+        outbox.append([new(b"next")])
+        assert len(drain(outbox)) == stats.records - 20 + 1
+        assert sum(entry.count for entry in outbox.ledger()) == stats.evicted
+
+
+def test_an_outbox_can_be_opened_and_drained_on_a_full_disk(small_disk):
+    with Outbox(small_disk / "outbox") as outbox:
+        outbox.append([new(bytes(20_000)) for _ in range(50)])
+    _fill(small_disk / "hog")
+    with Outbox(small_disk / "outbox") as outbox:
+        assert len(drain(outbox)) == 50
+
+
+def _fill(path: Path) -> None:
+    with path.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return
 
 
 class Disk(apsw.VFS):
