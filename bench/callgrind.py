@@ -4,7 +4,7 @@
     python -m bench.callgrind --update   write it
 
 Two child processes decode the recording in batches of 1024 a different number of times; the difference is decoding
-alone. valgrind is a processor of its own, without AVX-512: the counted kernels are those that it picks. Without
+alone. valgrind is a processor of its own: the counted kernels are those that it picks. Without
 valgrind, or without the recording, it says so and is done.
 """
 

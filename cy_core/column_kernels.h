@@ -1,7 +1,7 @@
-/* One column at a time: the same shifts for every row, so that the compiler makes vector code of it.
+/* One column at a time: the same shifts for every row, so that there is vector code for it.
  *
- * In C for one reason: target_clones. From one baseline build the loader picks the AVX2 or AVX-512 form where the
- * processor has it; on arm64 NEON is the baseline. The structs are shared with plan.pxd and columns.pxd.
+ * In C for one reason: AVX2. From one baseline build a processor that has it is given the functions made for it; on
+ * arm64 NEON is the baseline. The structs are shared with plan.pxd and columns.pxd.
  */
 #ifndef BORDNETZ_COLUMN_KERNELS_H
 #define BORDNETZ_COLUMN_KERNELS_H
@@ -12,13 +12,7 @@
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2")))
 #endif
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define FOR_EACH_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define FOR_EACH_CPU
-#endif
+#define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
     uint64_t sign;       /* the sign bit, 0 for unsigned and floating-point fields */
@@ -44,13 +38,6 @@ typedef struct {         /* values of one signal in one group */
     uint8_t is_constant; /* one value stands for all rows */
 } column_t;
 
-/* From each frame's place in its variant to its place in all, its row. Not done where the rows are used: there a
- * processor has each load wait for the address of the store before, which is not known until the row is. */
-FOR_EACH_CPU static void find_rows(uint32_t *restrict rows, const uint32_t *restrict variant_of,
-                                   const uint32_t *restrict firsts, size_t count) {
-    for (size_t i = 0; i < count; i++) rows[i] += firsts[variant_of[i]];
-}
-
 /* Rows are decoded eight or 32 at a time, the last of them reading and writing behind the rows: that costs less than to
  * count them out. */
 enum { AT_LEAST = 32 };
@@ -72,8 +59,7 @@ typedef uint8_t u8x16_t __attribute__((vector_size(16)));
 #define EVEN_8(a, b) EVEN(u8x16_t, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 
 /* Eight values, narrowed to bytes of width, which only changes what is stored. */
-static inline __attribute__((always_inline)) void decode_eight(const uint64_t *payloads, int left, int right,
-                                                               uint64_t sign, int width, uint8_t *to) {
+INLINE void decode_eight(const uint64_t *payloads, int left, int right, uint64_t sign, int width, uint8_t *to) {
     u64x2_t x[4];
     for (int i = 0; i < 4; i++) x[i] = *(const unaligned_t *)(payloads + 2 * i) >> (right - left);
     if (width == 8) {
@@ -98,6 +84,20 @@ static inline __attribute__((always_inline)) void decode_eight(const uint64_t *p
     __builtin_memcpy(to, &one, 8);
 }
 
+INLINE void decode_by_eight(const signal_t *signal, int width, const uint64_t *restrict payloads, size_t count,
+                            uint8_t *restrict out) {
+    for (size_t i = 0; i < count; i += 8)
+        decode_eight(payloads + i, signal->left, signal->right, signal->sign, width, out + i * width);
+}
+
+INLINE void decode_column(const signal_t *signal, const uint64_t *restrict payloads, size_t count,
+                          uint8_t *restrict out) {
+    if (signal->width == 1) decode_by_eight(signal, 1, payloads, count, out);
+    else if (signal->width == 2) decode_by_eight(signal, 2, payloads, count, out);
+    else if (signal->width == 4) decode_by_eight(signal, 4, payloads, count, out);
+    else decode_by_eight(signal, 8, payloads, count, out);
+}
+
 #ifdef AVX2
 /* Eight fields of up to 32 bits, in the order 0 1 4 5 2 3 6 7. */
 AVX2 static inline __m256i cut_eight(const uint64_t *payloads, __m128i shift, __m256i mask) {
@@ -108,9 +108,9 @@ AVX2 static inline __m256i cut_eight(const uint64_t *payloads, __m128i shift, __
 }
 
 /* The compiler would put things in order at each step of the narrowing, which takes twice the instructions; here the
- * last step does. Not for eight bytes. */
-AVX2 static void decode_by_32(const signal_t *signal, const uint64_t *restrict payloads, size_t count,
-                              uint8_t *restrict out) {
+ * last step does. Inlined it takes fewer instructions and a fifth more time, in batches of a second. */
+AVX2 static __attribute__((noinline)) void decode_column_avx2(const signal_t *signal, const uint64_t *restrict payloads,
+                                                              size_t count, uint8_t *restrict out) {
     __m128i shift = _mm_cvtsi32_si128(signal->right - signal->left);
     __m256i mask = _mm256_set1_epi32((int)(UINT64_MAX >> signal->right)), x, s;
     const uint64_t *end = payloads + count;
@@ -132,6 +132,8 @@ AVX2 static void decode_by_32(const signal_t *signal, const uint64_t *restrict p
             x = _mm256_shuffle_epi32(_mm256_permute4x64_epi64(x, 0xD8), 0xD8);
             _mm256_storeu_si256((__m256i *)out, _mm256_sub_epi16(_mm256_xor_si256(x, s), s));
         }
+    } else if (signal->width == 8) {
+        decode_by_eight(signal, 8, payloads, count, out);
     } else {
         s = _mm256_set1_epi32((int)signal->sign);
         for (; payloads < end; payloads += 8, out += 32) {
@@ -142,33 +144,8 @@ AVX2 static void decode_by_32(const signal_t *signal, const uint64_t *restrict p
 }
 #endif
 
-static inline __attribute__((always_inline)) void decode_by_eight(const signal_t *signal, int width,
-                                                                  const uint64_t *restrict payloads, size_t count,
-                                                                  uint8_t *restrict out) {
-    for (size_t i = 0; i < count; i += 8)
-        decode_eight(payloads + i, signal->left, signal->right, signal->sign, width, out + i * width);
-}
-
-static inline __attribute__((always_inline)) void decode_column(const signal_t *signal,
-                                                                const uint64_t *restrict payloads, size_t count,
-                                                                uint8_t *restrict out) {
-    if (signal->width == 8) {
-        decode_by_eight(signal, 8, payloads, count, out);
-        return;
-    }
-#ifdef AVX2
-    if (__builtin_cpu_supports("avx2")) {
-        decode_by_32(signal, payloads, count, out);
-        return;
-    }
-#endif
-    if (signal->width == 1) decode_by_eight(signal, 1, payloads, count, out);
-    else if (signal->width == 2) decode_by_eight(signal, 2, payloads, count, out);
-    else decode_by_eight(signal, 4, payloads, count, out);
-}
-
 /* Swap the bytes of all payloads if asked to; return the bits that are not the same in all of them. */
-static inline __attribute__((always_inline)) uint64_t changed_bits(uint64_t *payloads, size_t count, int swap) {
+INLINE uint64_t changed_bits(uint64_t *payloads, size_t count, int swap) {
     uint64_t changed = 0, first = payloads[0];
     if (!swap) {
         for (size_t i = 0; i < count; i++) changed |= payloads[i] ^ first;
@@ -181,12 +158,11 @@ static inline __attribute__((always_inline)) uint64_t changed_bits(uint64_t *pay
     return __builtin_bswap64(changed);
 }
 
-/* Decode the columns of one source out of payloads, which are little-endian numbers and stay swapped if source is BIG;
- * places are the signals, one a column. Returns the arena's new end. AT_LEAST - 1 rows behind the last are read, and as
- * many values behind the arena's end written over. */
-FOR_EACH_CPU static size_t decode_columns(const signal_t *signals, const uint32_t *places, column_t *columns,
-                                          size_t column_count, int source, uint64_t *payloads, size_t count,
-                                          uint8_t *arena, size_t end) {
+typedef void decode_column_t(const signal_t *, const uint64_t *restrict, size_t, uint8_t *restrict);
+
+INLINE size_t decode_with(decode_column_t *decode, const signal_t *signals, const uint32_t *places, column_t *columns,
+                          size_t column_count, int source, uint64_t *payloads, size_t count, uint8_t *arena,
+                          size_t end) {
     uint64_t changed = changed_bits(payloads, count, source == BIG);
     for (size_t i = 0; i < column_count; i++) {
         column_t *column = &columns[i];
@@ -202,11 +178,52 @@ FOR_EACH_CPU static size_t decode_columns(const signal_t *signals, const uint32_
             __builtin_memcpy(arena + end, &value, 8);
             end += 8;
         } else {
-            decode_column(signal, payloads, count, arena + end);
+            decode(signal, payloads, count, arena + end);
             end = (end + signal->width * count + 7) & ~(size_t)7;
         }
     }
     return end;
+}
+
+/* From each frame's place in its variant to its place in all, its row. Not done where the rows are used: there a
+ * processor has each load wait for the address of the store before, which is not known until the row is. */
+INLINE void add_firsts(uint32_t *restrict rows, const uint32_t *restrict variant_of, const uint32_t *restrict firsts,
+                       size_t count) {
+    for (size_t i = 0; i < count; i++) rows[i] += firsts[variant_of[i]];
+}
+
+#ifdef AVX2
+AVX2 static size_t decode_columns_avx2(const signal_t *signals, const uint32_t *places, column_t *columns,
+                                       size_t column_count, int source, uint64_t *payloads, size_t count,
+                                       uint8_t *arena, size_t end) {
+    return decode_with(decode_column_avx2, signals, places, columns, column_count, source, payloads, count, arena, end);
+}
+
+AVX2 static void find_rows_avx2(uint32_t *rows, const uint32_t *variant_of, const uint32_t *firsts, size_t count) {
+    add_firsts(rows, variant_of, firsts, count);
+}
+#endif
+
+/* Decode the columns of one source out of payloads, which are little-endian numbers and stay swapped if source is BIG;
+ * places are the signals, one a column. Returns the arena's new end. AT_LEAST - 1 rows behind the last are read, and as
+ * many values behind the arena's end written over. */
+static size_t decode_columns(const signal_t *signals, const uint32_t *places, column_t *columns, size_t column_count,
+                             int source, uint64_t *payloads, size_t count, uint8_t *arena, size_t end) {
+#ifdef AVX2
+    if (__builtin_cpu_supports("avx2"))
+        return decode_columns_avx2(signals, places, columns, column_count, source, payloads, count, arena, end);
+#endif
+    return decode_with(decode_column, signals, places, columns, column_count, source, payloads, count, arena, end);
+}
+
+static void find_rows(uint32_t *rows, const uint32_t *variant_of, const uint32_t *firsts, size_t count) {
+#ifdef AVX2
+    if (__builtin_cpu_supports("avx2")) {
+        find_rows_avx2(rows, variant_of, firsts, count);
+        return;
+    }
+#endif
+    add_firsts(rows, variant_of, firsts, count);
 }
 
 /* Copy words of a long payload into a row, and note the bits that are not as in the first. */
@@ -240,7 +257,7 @@ static inline void load_row(uint64_t *restrict row, const uint8_t *restrict payl
         }                                                                                          \
     }
 
-static inline __attribute__((always_inline)) void decode_rows_as(const signal_t *signal, const uint8_t *rows,
+INLINE void decode_rows_as(const signal_t *signal, const uint8_t *rows,
                                                                  size_t stride, size_t count, uint8_t *out,
                                                                  int big_endian, int spill) {
     int left = signal->left, right = signal->right;
