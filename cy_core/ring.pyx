@@ -55,13 +55,23 @@ cdef class Ring:
 
     def append(self, Frames frames not None):
         """Add a batch."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0, some, place
         cdef const frame_t* record
-        for i in range(frames.count):
+        while i < frames.count:
             record = &frames.records[i]
-            if self.count == self.capacity or (record.length > 8 and self.slot_count == self.slot_capacity):
-                self._make_room(record.length > 8)
-            _push(self, record, frames.payloads)
+            if frames.slot_count == 0:  # as many at once as lie side by side
+                if self.count == self.capacity:
+                    self._make_room(False, frames.count - i)
+                place = wrapped(self.head + self.count, self.capacity)
+                some = min(frames.count - i, self.capacity - max(self.count, place))
+                memcpy(&self.records[place], record, some * sizeof(frame_t))
+                self.count += some
+            else:
+                if self.count == self.capacity or (record.length > 8 and self.slot_count == self.slot_capacity):
+                    self._make_room(record.length > 8, 1)
+                _push(self, record, frames.payloads)
+                some = 1
+            i += some
 
     def trim(self, int64_t time_us):
         """Forget the oldest frames, up to the first that is not before time_us."""
@@ -96,21 +106,21 @@ cdef class Ring:
             raise IndexError(f"frame {number} of {self.first}..{self.end}")
         return self.records[wrapped(self.head + number - self.first, self.capacity)].time_us
 
-    cdef int _make_room(self, bint is_long) except -1:
-        """For one frame more: by growing, or where the limit is reached by dropping the oldest."""
+    cdef int _make_room(self, bint is_long, Py_ssize_t count) except -1:
+        """For one frame more: by growing, or where the limit is reached by dropping the oldest, up to count of them."""
         cdef Py_ssize_t room
         if self.count == self.capacity:
             room = (self.limit_bytes - self.slot_capacity * PAYLOAD_SLOT) // <Py_ssize_t>sizeof(frame_t)
             if not self._grow(min(room, max(64, self.capacity + (self.capacity >> 1)))):
-                self._crowd(False)
+                self._crowd(False, count)
         if is_long and self.slot_count == self.slot_capacity:
             room = (self.limit_bytes - self.capacity * <Py_ssize_t>sizeof(frame_t)) // PAYLOAD_SLOT
             if not self._grow_slots(min(room, max(8, self.slot_capacity + (self.slot_capacity >> 1)))):
-                self._crowd(True)
+                self._crowd(True, 1)
         return 0
 
-    cdef int _crowd(self, bint slots) except -1:
-        """Drop the oldest until there is room for a frame, with a slot if slots."""
+    cdef int _crowd(self, bint slots, Py_ssize_t count) except -1:
+        """Drop the oldest, up to count of them, until there is room for a frame, with a slot if slots."""
         cdef Py_ssize_t capacity
         if slots and self.slot_capacity == 0:
             # Records have taken all of it: give an eighth back to slots.
@@ -120,9 +130,11 @@ cdef class Ring:
                 self.crowded += 1
             self._resize(capacity)
             self._grow_slots((self.limit_bytes - self.capacity * <Py_ssize_t>sizeof(frame_t)) // PAYLOAD_SLOT)
-        while self.count == self.capacity or (slots and self.slot_count == self.slot_capacity):
+        count = max(0, min(count, self.count) - (self.capacity - self.count))
+        while count > 0 or self.count == self.capacity or (slots and self.slot_count == self.slot_capacity):
             _drop(self)
             self.crowded += 1
+            count -= 1
         return 0
 
     cdef bint _grow(self, Py_ssize_t capacity) except? False:
