@@ -109,15 +109,21 @@ class Hold:
         """Run work in a transaction. On a full disk the ballast is let go and work runs once more."""
         self._limit_growth()
         try:
-            return self._read(lambda: transact(self._db, work))
-        except OutboxError as error:
-            if isinstance(error.__cause__, apsw.IOError):
-                self._cut_log()
+            return self._transact(work)
+        except OutboxError:
             if not self._files.drop_ballast():
                 raise
             with suppress(OutboxError):  # what is in the log already needs the room first
                 self._read(lambda: rows(self._db, "PRAGMA wal_checkpoint(RESTART)"))
+            return self._transact(work)
+
+    def _transact(self, work: Callable[[], T]) -> T:
+        try:
             return self._read(lambda: transact(self._db, work))
+        except OutboxError as error:
+            if isinstance(error.__cause__, apsw.IOError):
+                self._cut_log()
+            raise
 
     def _cut_log(self) -> None:
         """A commit whose flush failed is still in the log, and half of it may be once the next is written over it."""
