@@ -12,13 +12,14 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from edge.errors import InputError
 from edge.manifest import DecoderManifest, Signal, no_values
 from edge.names import Names, raw_range
+from edge.rule import Exact, Rule, SignalRule
 
 if TYPE_CHECKING:
     from edge.condition import Program
@@ -34,25 +35,6 @@ MOST_SIGNAL_RULES = 10_000
 MOST_STEP = 1 << 31  # of the codec
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
-Period = Annotated[float, msgspec.Meta(ge=0.001, le=86_400)]
-
-
-class SignalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the samples of a signal are reduced.
-
-    filter: every sample (default); change: those that differ from the last by more than max_error; curvelog: the
-    ends of lines that pass every sample within max_error; timebased: the last of each period_s; window: of each
-    period_s those in keep, and its mean, count, sum; histogram: how long the value was in each of classes (ascending
-    edges, or labels), in each period_s or in the event. max_error: physical, or "0.1%" of the signal's range.
-    max_hold_s: a sample at the latest so long after the last (change, curvelog); a value counts so long (histogram).
-    """
-
-    filter: Literal["every", "change", "curvelog", "timebased", "window", "histogram"] = "every"
-    max_error: float | str = 0.0
-    period_s: Period | None = None
-    max_hold_s: Period | None = None
-    keep: list[Literal["first", "last", "min", "max", "mean", "count", "sum"]] = []
-    classes: list[float | str] = []
 
 
 class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,10 +64,6 @@ class Campaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_s: Annotated[int, msgspec.Meta(ge=0, le=10 * 365 * 86_400)] = 0
     tick_us: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
     time_tolerance_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
-
-
-Exact = int | tuple[int, int]  # a raw value, or a range of them
-Rule = tuple[str, float, int, int, int, tuple[Exact, ...], bool]  # as cy_core.reduce.Reducer takes it
 
 
 class Selection(msgspec.Struct, frozen=True):

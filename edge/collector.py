@@ -21,11 +21,11 @@ import msgspec
 from cy_core.frames import Frames
 from edge.campaign import Campaign, Selection
 from edge.decoder import Decoder
-from edge.document import Reference
 from edge.errors import OutboxError
 from edge.line import Line
 from edge.message import Coverage
 from edge.outbox import NewRecord, Outbox
+from edge.reference import Reference
 from edge.source import Source
 from edge.stream import Batch, Place
 

@@ -1,4 +1,4 @@
-"""The content that a reference names (edge/document.py), from a URL or a file; a vehicle hardly ever needs this."""
+"""The content that a reference names (edge/reference.py), from a URL or a file; a vehicle hardly ever needs this."""
 
 import hashlib
 import http.client
@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from edge.document import Reference
 from edge.errors import InputError
+from edge.reference import Reference
 
 PIECE_BYTES = 16 << 10
 QUIET_SECONDS = 10.0  # without a byte

@@ -23,8 +23,8 @@ from edge.errors import BlockCorrupt, InputError
 from edge.manifest import DecoderManifest, Message, Signal, no_values
 
 if TYPE_CHECKING:
-    from edge.campaign import Rule, SignalRule
     from edge.names import Names
+    from edge.rule import Rule, SignalRule
 
 HEAD = block.HEAD  # magic, version, coding, CRC-32C of what follows
 SIZE = struct.Struct("<H")  # of the description

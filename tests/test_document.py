@@ -17,9 +17,10 @@ import pytest
 from edge import document
 from edge import fetch as fetching
 from edge.collector import CollectorSettings
-from edge.document import MOST_BYTES, Documents, Reference
+from edge.document import Documents
 from edge.errors import InputError
 from edge.fetch import fetch
+from edge.reference import MOST_BYTES, Reference
 from edge.twin import Twin
 from simulator import certificates
 
